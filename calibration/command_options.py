@@ -1,0 +1,87 @@
+"""Options that several commands share, and the one way they write JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from toolguard.guard.errors import ConfigError
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+_MODEL_OPTIONS = (
+    click.option(
+        "--model",
+        required=True,
+        metavar="M",
+        help='Folder of a checkpoint, hub id owner/name, or "reference".',
+    ),
+    click.option("--revision", help="Branch, tag or commit of a hub checkpoint."),
+    click.option(
+        "--format",
+        "wire_format",
+        metavar="F",
+        help="Wire format of tool calls; default: detected from the chat template.",
+    ),
+    click.option(
+        "--layers-path",
+        metavar="P",
+        help="Dotted path to the decoder blocks, for an architecture that is not in the table.",
+    ),
+    click.option("--device", help="cpu, cuda, cuda:N or auto; default: CUDA where there is any."),
+    click.option(
+        "--dtype",
+        help="float32, bfloat16, float16 or auto; default: float32 on the CPU, else auto.",
+    ),
+)
+
+
+def model_options(function: Function) -> Function:
+    """Add --model, --revision, --format, --layers-path, --device and --dtype.
+
+    The function gets them as model, revision, wire_format, layers_path, device and dtype.
+    """
+    for option in reversed(_MODEL_OPTIONS):
+        function = option(function)
+    return function
+
+
+def json_option(function: Function) -> Function:
+    """Add --json PATH; the function gets it as json_path, None if it was not given."""
+    return click.option(
+        "--json", "json_path", metavar="PATH", help="Write the result as JSON; - is stdout."
+    )(function)
+
+
+def write_json(value: Mapping[str, Any], path: str) -> None:
+    """Write `value` as indented JSON to a file, or to stdout if `path` is "-".
+
+    JSON knows neither NaN nor infinity: a number that could not be computed becomes null.
+
+    Raises:
+        ConfigError: if the file cannot be written.
+    """
+    text = json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False)
+    if path == "-":
+        click.echo(text)
+        return
+    try:
+        Path(path).write_text(f"{text}\n", encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(
+            f"cannot write {path}: {error.strerror}",
+            hint="pass --json a file in a folder that exists",
+        ) from error
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,1 @@
+"""Training of the bundled reference agent: catalogue, tokenizer, packed examples, loop."""

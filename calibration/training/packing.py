@@ -1,0 +1,220 @@
+"""Rows for training: one menu, many independent conversations after it, each blind to the others.
+
+A row is `[menu][conversation 1][conversation 2]...`. Every conversation attends to the menu and to itself, and its
+positions continue from the menu's end, so the row computes exactly what separate prompts would, at a fraction of the cost.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from random import Random
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+from toolguard.calibration.training.examples import Example, Pool, fit_call, vary_query, vary_tools
+from toolguard.guard.tools import Menu, ToolCall
+
+NAME, ARGUMENTS, REPLY, QUERY, MARKUP, SILENT = 1.0, 0.3, 0.3, 0.1, 0.5, 0.0
+NAME_SEGMENT = 4  # index of the name in `conversation`
+CUT_SHARE = 0.6  # human-written conversations that end at the name, which is what they are there to teach
+RESULT_SHARE, LOWER_SHARE, SYSTEM_SHARE = 0.07, 0.4, 0.15
+SYSTEM_TEXTS = (
+    "You are a helpful assistant.",
+    "You are a careful assistant with access to tools.",
+    "Use a tool when one fits; otherwise answer in words.",
+    "Be brief.",
+    "You help people with everyday requests.",
+    "Call exactly one tool if it fits the request.",
+)
+RESULTS = ("ok", "done", "saved", "3 results", "12", "no entries found", "sunny, 21 degrees", "confirmed", "queued", "true")
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A piece of conversation text and the loss weight of its tokens."""
+
+    text: str
+    weight: float
+
+
+def conversation(example: Example, reply: str, result: str | None = None) -> list[Segment]:
+    """Return one conversation as the chat template writes it, in weighted pieces.
+
+    Args:
+        example: the query and its call.
+        reply: what the agent says when no tool fits.
+        result: the tool's answer to show and to repeat in a closing turn; None ends after the call.
+    """
+    pieces = [
+        Segment("<|im_start|>user\n", SILENT),
+        Segment(example.query, QUERY),
+        Segment("<|im_end|>\n<|im_start|>assistant\n", SILENT),
+    ]
+    if example.call is None:
+        return [*pieces, Segment(f"{reply}<|im_end|>", REPLY), Segment("\n", SILENT)]
+    arguments = json.dumps(dict(example.call.arguments), ensure_ascii=False)
+    pieces += [
+        Segment('<tool_call>\n{"name": "', MARKUP),
+        Segment(f'{example.call.name}"', NAME),
+        Segment(f', "arguments": {arguments}}}\n</tool_call><|im_end|>', ARGUMENTS),
+        Segment("\n", SILENT),
+    ]
+    if result is not None:
+        pieces += [
+            Segment(f"<|im_start|>user\n<tool_response>\n{result}\n</tool_response><|im_end|>\n<|im_start|>assistant\n", SILENT),
+            Segment(f"Done: {result}<|im_end|>", REPLY),
+            Segment("\n", SILENT),
+        ]
+    return pieces
+
+
+@dataclass(slots=True)
+class Row:
+    """Token ids with positions, conversation numbers (0 = menu) and target weights, all of one length."""
+
+    ids: list[int] = field(default_factory=list)
+    positions: list[int] = field(default_factory=list)
+    blocks: list[int] = field(default_factory=list)
+    weights: list[float] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class PackedBatch:
+    """A batch of rows. ids, positions: (rows, length) int64; attends: (rows, 1, length, length) bool; weights: (rows, length) float32.
+
+    `weights[r, i]` is the loss weight of predicting token i from token i - 1.
+    """
+
+    ids: Tensor
+    positions: Tensor
+    attends: Tensor
+    weights: Tensor
+
+
+class RowBuilder:
+    """Draws rows from pools; the same random state gives the same row."""
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerFast,
+        refusals: Sequence[str],
+        *,
+        budget: int = 1024,
+        silent_share: float = 0.12,
+        drop: float = 0.15,
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.refusals = refusals
+        self.budget = budget
+        self.silent_share = silent_share
+        self.drop = drop
+
+    def menu_text(self, menu: Menu, system: str = "") -> str:
+        """Return the prompt up to the first user turn."""
+        turns = [{"role": "system", "content": system}] if system else []
+        turns.append({"role": "user", "content": ""})
+        text = str(self.tokenizer.apply_chat_template(turns, tools=menu.schemas(), tokenize=False))
+        return text.removesuffix("<|im_start|>user\n<|im_end|>\n")
+
+    def build(self, pool: Pool, rng: Random) -> Row:
+        """Return one row of at most `budget` tokens: a menu and as many conversations as fit."""
+        menu, ids = self._menu(pool, rng)
+        row = Row()
+        self._append(row, ids, [SILENT] * len(ids), block=0)
+        block = 0
+        while True:
+            ids, weights = self._conversation(pool, menu, rng)
+            if len(row.ids) + len(ids) > self.budget:
+                return row
+            block += 1
+            self._append(row, ids, weights, block=block)
+
+    def _menu(self, pool: Pool, rng: Random) -> tuple[Menu, list[int]]:
+        # A menu may take two thirds of a row, so that the rest pays for reading it.
+        system = rng.choice(SYSTEM_TEXTS) if rng.random() < SYSTEM_SHARE else ""
+        while True:
+            menu = vary_tools(pool.draw_menu(rng), rng)
+            ids = self.tokenizer(self.menu_text(menu, system), add_special_tokens=False)["input_ids"]
+            if 3 * len(ids) <= 2 * self.budget:
+                return menu, list(ids)
+
+    def _conversation(self, pool: Pool, menu: Menu, rng: Random) -> tuple[list[int], list[float]]:
+        example = self._example(pool, menu, rng)
+        if rng.random() < RESULT_SHARE:
+            segments = conversation(example, rng.choice(self.refusals), rng.choice(RESULTS))
+            if rng.random() < 0.5:
+                segments += conversation(self._example(pool, menu, rng), rng.choice(self.refusals))
+            return self.encode(segments)
+        segments = conversation(example, rng.choice(self.refusals))
+        if example.call and pool.name != "catalog" and rng.random() < CUT_SHARE:
+            segments = segments[: NAME_SEGMENT + 1]
+        return self.encode(segments)
+
+    def _example(self, pool: Pool, menu: Menu, rng: Random) -> Example:
+        example = pool.draw_silent(menu.tools, rng) if rng.random() < self.silent_share else None
+        example = example or pool.draw_example(rng.choice(menu.names), rng)
+        example = vary_query(example, rng, drop=self.drop)
+        if example.call is not None:
+            example = Example(query=example.query, call=fit_call(example.call, menu))
+        return _lower(example) if rng.random() < LOWER_SHARE else example
+
+    def encode(self, segments: Sequence[Segment]) -> tuple[list[int], list[float]]:
+        """Return token ids of the joined text and the weight of each token, that of the segment it starts in."""
+        text = "".join(segment.text for segment in segments)
+        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        bounds: list[tuple[int, float]] = []
+        end = 0
+        for segment in segments:
+            end += len(segment.text)
+            bounds.append((end, segment.weight))
+        weights: list[float] = []
+        at = 0
+        for start, _ in encoded["offset_mapping"]:
+            while start >= bounds[at][0]:
+                at += 1
+            weights.append(bounds[at][1])
+        return list(encoded["input_ids"]), weights
+
+    def _append(self, row: Row, ids: Sequence[int], weights: Sequence[float], *, block: int) -> None:
+        start = row.blocks.count(0) if block else 0
+        row.ids += ids
+        row.positions += range(start, start + len(ids))
+        row.blocks += [block] * len(ids)
+        row.weights += weights
+
+    def batch(self, draw_pool: Callable[[], Pool], rng: Random, rows: int) -> PackedBatch:
+        """Return `rows` rows padded on the right to one length."""
+        drawn = [self.build(draw_pool(), rng) for _ in range(rows)]
+        # One length for every step: kernels are compiled per shape.
+        return collate(drawn, self.tokenizer.pad_token_id, multiple=self.budget)
+
+
+def _lower(example: Example) -> Example:
+    if example.call is None:
+        return Example(query=example.query.lower(), call=None)
+    lowered = {k: v.lower() if isinstance(v, str) and v in example.query else v for k, v in example.call.arguments.items()}
+    return Example(query=example.query.lower(), call=ToolCall(name=example.call.name, arguments=lowered))
+
+
+def collate(rows: Sequence[Row], pad_id: int, multiple: int = 256) -> PackedBatch:
+    """Return rows as one batch, its length a multiple of `multiple`; padding attends to itself only and carries no weight."""
+    length = -(-max(len(row.ids) for row in rows) // multiple) * multiple
+
+    def stack(field_name: str, fill: float, dtype: torch.dtype) -> Tensor:
+        padded = [[*getattr(row, field_name), *[fill] * (length - len(row.ids))] for row in rows]
+        return torch.tensor(padded, dtype=dtype)
+
+    blocks = stack("blocks", -1, torch.long)
+    same = blocks[:, :, None] == blocks[:, None, :]
+    shared = (blocks == 0)[:, None, :] & (blocks != -1)[:, :, None]
+    causal = torch.ones(length, length, dtype=torch.bool).tril()
+    return PackedBatch(
+        ids=stack("ids", pad_id, torch.long),
+        positions=stack("positions", 0, torch.long),
+        attends=((same | shared) & causal)[:, None],
+        weights=stack("weights", 0.0, torch.float32),
+    )

@@ -1,0 +1,71 @@
+"""Fixtures that several test files use. Session-wide ones are shared: read them, never change them.
+
+A test that changes a model or a tokenizer makes its own with `tiny_models`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import tiny_models
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from toolguard.adapters.blocks import ModelView, resolve_blocks
+from toolguard.adapters.loading import LoadedModel, wrap_model
+from toolguard.guard.tools import Menu
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    # Tiny models run faster on one thread, and no result depends on the machine's cores.
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """Give a byte-level BPE tokenizer with a Hermes-style template."""
+    return tiny_models.tiny_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def tiny_qwen3(tiny_tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
+    """Give a 3-block Qwen3 of width 32 with the tiny tokenizer's vocabulary."""
+    return tiny_models.tiny_model("qwen3", vocab_size=len(tiny_tokenizer))
+
+
+@pytest.fixture(scope="session")
+def tiny_view(tiny_qwen3: PreTrainedModel) -> ModelView:
+    """Give the view of tiny_qwen3."""
+    return resolve_blocks(tiny_qwen3)
+
+
+@pytest.fixture(scope="session")
+def tiny_loaded(
+    tiny_qwen3: PreTrainedModel, tiny_tokenizer: PreTrainedTokenizerFast
+) -> LoadedModel:
+    """Give tiny_qwen3 and tiny_tokenizer as `load_model` would."""
+    return wrap_model(tiny_qwen3, tiny_tokenizer, name="tiny-qwen3")
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give a folder with a tiny Qwen3 checkpoint and its tokenizer."""
+    return tiny_models.save_tiny(tmp_path_factory.mktemp("tiny-qwen3"))
+
+
+@pytest.fixture(scope="session")
+def tiny_menu() -> Menu:
+    """Give five tools: two names begin alike, one is a prefix of another."""
+    city = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
+    query = {"type": "object", "properties": {"query": {"type": "string"}}, "required": ["query"]}
+    return Menu.of(
+        [
+            {"name": "get_weather", "description": "Weather of a city now.", "parameters": city},
+            {"name": "get_time", "description": "Local time of a city.", "parameters": city},
+            {"name": "search", "description": "Search the notes.", "parameters": query},
+            {"name": "searchWeb", "description": "Search the web.", "parameters": query},
+            {"name": "send_email", "description": "Send an email."},
+        ]
+    )
