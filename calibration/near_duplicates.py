@@ -11,8 +11,10 @@ tokens).
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
+import operator
 import re
 import sys
 import unicodedata
@@ -58,9 +60,7 @@ def group_near_duplicates(token_sets: Sequence[frozenset[str]]) -> list[int]:
     index = _Index()
     for item in _by_size(ranked):
         # A bucket is the group its members had when they were entered: one look skips them all.
-        for other in index.similar(
-            ranked[item], lambda bucket, item=item: forest.find(bucket) == forest.find(item)
-        ):
+        for other in index.similar(ranked[item], functools.partial(forest.joined, item)):
             forest.join(item, other)
         index.add(item, ranked[item], forest.find(item))
     place = {tokens: item for item, tokens in enumerate(distinct)}
@@ -81,7 +81,7 @@ def crossing_near_duplicates(
     ranked = _rank(token_sets)
     index = _Index()
     for item in _by_size(ranked):
-        for other in index.similar(ranked[item], lambda part, item=item: part == parts[item]):
+        for other in index.similar(ranked[item], functools.partial(operator.eq, parts[item])):
             yield other, item
         index.add(item, ranked[item], parts[item])
 
@@ -99,6 +99,10 @@ class _Forest:
             parent[item] = parent[parent[item]]
             item = parent[item]
         return item
+
+    def joined(self, one: int, two: int) -> bool:
+        """Whether both items are in one set."""
+        return self.find(one) == self.find(two)
 
     def join(self, one: int, two: int) -> None:
         """Make the sets of both items one."""

@@ -137,7 +137,7 @@ class Record(_Entry):
     source: str
     split: str
     query: str
-    messages: tuple[Message, ...] | None = Field(default=None, min_length=1)
+    messages: tuple[Message, ...] | None = None
     tools: tuple[Annotated[InstanceOf[Tool], BeforeValidator(_to_tool)], ...]
     menu_id: str | None = None
     system: str = ""
@@ -147,6 +147,13 @@ class Record(_Entry):
     tags: tuple[str, ...] = ()
     meta: dict[str, Any] = {}
     _menu: Menu | None = PrivateAttr(default=None)
+
+    @field_validator("messages")
+    @classmethod
+    def _not_empty(cls, messages: tuple[Message, ...] | None) -> tuple[Message, ...] | None:
+        if messages == ():
+            raise ValueError("must not be empty; leave it out if the query is all there is")
+        return messages
 
     @field_validator("tools")
     @classmethod

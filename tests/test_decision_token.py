@@ -129,7 +129,7 @@ def test_an_empty_context_is_the_start_of_the_text(words):
 
 
 def test_name_only_ends_with_the_end_of_the_turn(words):
-    """The prompt's last token decides, and the token that ends a turn in the template ends a name."""
+    """The prompt's last token decides, and what ends a turn in the template ends a name."""
     tokenizer = with_template(PLAIN)
     found = name_tokens(tokenizer, NAME_ONLY, NAMES, CONTEXT)
     assert found.prefix_ids == ()
@@ -152,7 +152,7 @@ def test_every_family_has_a_decision_token_after_its_own_prompt(name):
 
 
 def test_mistral_decides_at_its_special_token(words):
-    """The token that announces calls is the decision token, and the next special token ends a name."""
+    """The token that announces calls is the decision token, and the next mark ends a name."""
     found = name_tokens(words, get_format("mistral"), NAMES, CONTEXT)
     assert tokens(words, found.prefix_ids) == ["[TOOL_CALLS]"]
     assert tokens(words, found.paths["search"])[-1] == "[ARGS]"
@@ -210,9 +210,9 @@ def test_a_name_without_tokens_is_refused():
     tokenizer.unk_token = "[UNK]"
     with pytest.raises(ConfigError, match="special or unknown"):
         name_tokens(tokenizer, NAME_ONLY, ["weather"], CONTEXT)
+    special = with_template(HERMES)
+    special.add_special_tokens({"additional_special_tokens": ["<|eot|>"]})
     with pytest.raises(ConfigError, match="special or unknown"):
-        special = with_template(HERMES)
-        special.add_special_tokens({"additional_special_tokens": ["<|eot|>"]})
         name_tokens(special, HERMES_FORMAT, ["x<|eot|>y"], CONTEXT)
 
 

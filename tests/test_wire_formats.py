@@ -9,9 +9,16 @@ import time
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from tiny_tokenizers import GEMMA, HERMES, LLAMA, MISTRAL, PLAIN, TEMPLATES, with_template
+from tiny_tokenizers import GEMMA, HERMES, MISTRAL, PLAIN, TEMPLATES, with_template
 
-from toolguard.adapters.wire import FORMATS, NameSpan, detect_format, get_format, opens_thought
+from toolguard.adapters.wire import (
+    FORMATS,
+    NameSpan,
+    ParsedTurn,
+    detect_format,
+    get_format,
+    opens_thought,
+)
 from toolguard.adapters.wire.name_only import NameOnly
 from toolguard.guard.errors import ConfigError, ParseError, UnsupportedModel
 from toolguard.guard.tools import Menu, Tool, ToolCall
@@ -201,7 +208,7 @@ def test_a_turn_cut_short_is_an_error(wire, data):
 @settings(max_examples=40, deadline=None)
 @given(data=st.data())
 def test_parse_and_find_name_agree_on_damaged_text(wire, data):
-    """Whatever text parse accepts, find_name saw the same names; whatever it refuses has a place."""
+    """Of text that parse accepts, find_name saw the same names; a refusal has a place."""
     calls = data.draw(st.lists(calls_for(wire), min_size=1, max_size=2))
     text = wire.render_calls(calls)
     for _ in range(data.draw(st.integers(1, 3))):
@@ -211,8 +218,12 @@ def test_parse_and_find_name_agree_on_damaged_text(wire, data):
     try:
         turn = wire.parse(text)
     except ParseError as error:
-        assert 0 <= error.fields["offset"] <= len(text)
-        assert error.fields["kind"]
+        refused = error.fields
+    else:
+        refused = None
+    if refused is not None:
+        assert 0 <= refused["offset"] <= len(text)
+        assert refused["kind"]
         return
     spans = [span for span in names_found(wire, text) if span.name is not None]
     assert [(s.name, s.start) for s in spans] == [(c.name, c.start) for c in turn.calls]
@@ -223,7 +234,7 @@ def test_parse_and_find_name_agree_on_damaged_text(wire, data):
 @given(prose=st.text(string.ascii_letters + " .,!?\nä", max_size=60))
 def test_prose_is_content(wire, prose):
     """A turn without marks has no calls, and its content is the text itself."""
-    assert wire.parse(prose) == wire.parse(prose).__class__(content=prose, calls=())
+    assert wire.parse(prose) == ParsedTurn(content=prose, calls=())
     assert wire.find_name(prose) is None
 
 
@@ -242,7 +253,7 @@ def test_prose_is_content(wire, prose):
     ],
 )
 def test_the_canonical_text_of_a_call(wire, expected):
-    """A call is written as its family writes it, opening with the prefix and closing as promised."""
+    """A call is written as its family writes it, from the prefix to the promised end."""
     call = ToolCall(name="f", arguments={"a": 1})
     assert wire.call_text(call) == expected
     assert expected.startswith(wire.prefix() + "f")
@@ -340,8 +351,10 @@ def test_other_spellings_of_the_same_call(wire, text):
     [
         (
             HERMES_FORMAT,
-            'First.\n<tool_call>{"name":"f","arguments":{}}</tool_call>\nThen.\n'
-            '<tool_call>{"name":"g","arguments":{}}</tool_call>\nDone.',
+            (
+                'First.\n<tool_call>{"name":"f","arguments":{}}</tool_call>\nThen.\n'
+                '<tool_call>{"name":"g","arguments":{}}</tool_call>\nDone.'
+            ),
             ["f", "g"],
             "First.\nThen.\nDone.",
         ),
@@ -400,8 +413,6 @@ def test_calls_inside_a_thought_are_not_calls(wire, marks):
 @pytest.mark.parametrize("wire", WITH_ARGUMENTS, ids=lambda wire: wire.name)
 def test_a_call_quoted_in_an_argument_is_not_found(wire):
     """A search that starts behind the name does not mistake argument text for another call."""
-    if wire is QWEN3_CODER:
-        pytest.skip("its values cannot hold its own marks unescaped")
     quoted = wire.render_calls([ToolCall(name="inner")])
     text = wire.render_calls([ToolCall(name="outer", arguments={"q": f"<think>\n{quoted}"})])
     assert [span.name for span in names_found(wire, text)] == ["outer"]
@@ -496,8 +507,10 @@ def test_a_prompt_that_opens_a_thought_says_so():
         ),
         (
             QWEN3_CODER,
-            "<tool_call><function=f><parameter=a>1</parameter><parameter=a>2</parameter>"
-            "</function></tool_call>",
+            (
+                "<tool_call><function=f><parameter=a>1</parameter><parameter=a>2</parameter>"
+                "</function></tool_call>"
+            ),
             "duplicate_key",
         ),
         (PYTHONIC, "[f(a=1)", "truncated"),
@@ -544,8 +557,15 @@ def test_pythonic_literals():
     assert only_call(PYTHONIC, text) == (
         "a.f",
         {
-            **{"s": "it's", "t": "ä", "i": -3, "x": 1500.0, "n": [1, [2, 3]]},
-            **{"o": {"k": {"l": None}}, "yes": True, "no": False, "none": None},
+            "s": "it's",
+            "t": "ä",
+            "i": -3,
+            "x": 1500.0,
+            "n": [1, [2, 3]],
+            "o": {"k": {"l": None}},
+            "yes": True,
+            "no": False,
+            "none": None,
         },
     )
 
@@ -719,7 +739,7 @@ def test_without_a_chat_template_only_name_only_renders():
 
 
 def test_mistral_templates_get_the_ids_they_demand():
-    """Calls without an id, or with a foreign one, get nine characters, and results the same ones."""
+    """Calls without an id, or with a foreign one, get nine characters, and results the same."""
     foreign = [
         QUESTION,
         {

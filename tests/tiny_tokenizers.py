@@ -80,8 +80,9 @@ LLAMA = """\
 {% if tools and loop.first %}Functions:
 {% for tool in tools %}{{ tool | tojson }}
 {% endfor %}Reply as {"name": NAME, "parameters": OBJECT}.
-{% endif %}{% if message.tool_calls %}<|python_tag|>{"name": "{{ message.tool_calls[0].function.name }}", \
-"parameters": {{ message.tool_calls[0].function.arguments | tojson }}}{% else %}{{ message.content }}{% endif %}<|eot|>
+{% endif %}{% if message.tool_calls %}{% set call = message.tool_calls[0].function %}\
+<|python_tag|>{"name": "{{ call.name }}", "parameters": {{ call.arguments | tojson }}}\
+{% else %}{{ message.content }}{% endif %}<|eot|>
 {% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
 
 {% endif %}"""
@@ -103,7 +104,8 @@ MISTRAL = """\
 [TOOL_RESULTS]{{ message.tool_call_id }}[TOOL_CONTENT]{{ message.content }}[/TOOL_RESULTS]\
 {% elif message.tool_calls %}{% for call in message.tool_calls %}{% if call.id | length != 9 %}\
 {{ raise_exception('ids have nine characters') }}{% endif %}\
-[TOOL_CALLS]{{ call.function.name }}[CALL_ID]{{ call.id }}[ARGS]{{ call.function.arguments | tojson }}\
+[TOOL_CALLS]{{ call.function.name }}[CALL_ID]{{ call.id }}\
+[ARGS]{{ call.function.arguments | tojson }}\
 {% endfor %}</s>{% else %}{{ message.content }}</s>{% endif %}{% endfor %}"""
 
 GEMMA = """\

@@ -151,6 +151,37 @@ class WireFormat(abc.ABC):
         spans = [event for event in self._events(turn, menu) if isinstance(event, CallSpan)]
         return ParsedTurn(content=outside(turn, spans), calls=tuple(span.call for span in spans))
 
+    def parse_written(
+        self, text: str, *, menu: Menu | None = None
+    ) -> tuple[ParsedTurn, ParseError | None]:
+        """Return the whole calls before the first fault, the text around them, and the fault.
+
+        For a turn that was stopped in the middle of a call: the content ends where the unfinished
+        call, or the malformed text, begins. A finished turn gives what `parse` does and None.
+        """
+        turn = without_turn_end(text)
+        spans: list[CallSpan] = []
+        name: NameSpan | None = None
+        fault: ParseError | None = None
+        try:
+            for event in self._events(turn, menu):
+                if isinstance(event, CallSpan):
+                    spans.append(event)
+                    name = None
+                else:
+                    name = event
+        except ParseError as error:
+            fault = error
+        calls = tuple(span.call for span in spans)
+        if fault is None and name is None:
+            return ParsedTurn(content=outside(turn, spans), calls=calls), None
+        # The opening stands right before the name; its first mark is where plain text ends.
+        end = len(turn) if name is None else name.start
+        mark = self.prefix().split("\n")[0]
+        opening = turn.rfind(mark, spans[-1].end if spans else 0, end) if mark else 0
+        content = outside(turn[: opening if opening >= 0 else end], spans).strip()
+        return ParsedTurn(content=content, calls=calls), fault
+
     def find_name(self, text: str, start: int = 0) -> NameSpan | None:
         """Return the first tool name that opens at or after `start`, or None if there is none.
 

@@ -38,7 +38,11 @@ def keep_freed_memory() -> None:
         return
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):
-        for option, value in ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1), (_M_TOP_PAD, 2**28)):
+        for option, value in (
+            (_M_MMAP_MAX, 0),
+            (_M_TRIM_THRESHOLD, 2**31 - 1),
+            (_M_TOP_PAD, 2**28),
+        ):
             libc.mallopt(option, value)
 
 
@@ -51,10 +55,14 @@ def tokenizer_texts(pools: Sequence[Pool], catalog: Catalog, seed: int) -> Itera
             yield from [name] * 20
             yield tool.description
             yield " ".join(tool.parameters.get("properties", {}))
-            for example in pool.examples[name] or [pool.draw_example(name, rng) for _ in range(TOKENIZER_DRAWS)]:
+            for example in pool.examples[name] or [
+                pool.draw_example(name, rng) for _ in range(TOKENIZER_DRAWS)
+            ]:
                 yield example.query
                 yield example.query.lower()
-                yield json.dumps(dict(example.call.arguments) if example.call else {}, ensure_ascii=False)
+                yield json.dumps(
+                    dict(example.call.arguments) if example.call else {}, ensure_ascii=False
+                )
 
 
 def training_pools(data: Path | None, tenths: Sequence[int]) -> list[Pool]:
@@ -63,10 +71,15 @@ def training_pools(data: Path | None, tenths: Sequence[int]) -> list[Pool]:
     return [catalog_pool("train"), *humans]
 
 
-def held_out_cases(data: Path | None, tenths: Sequence[int], count: int, seed: int) -> dict[str, list[Case]]:
+def held_out_cases(
+    data: Path | None, tenths: Sequence[int], count: int, seed: int
+) -> dict[str, list[Case]]:
     """Return test frames of the catalogue and human queries of other tenths, by pool name."""
     pools = [catalog_pool("test"), *(human_pools(data, tenths) if data else [])]
-    return {pool.name: draw_cases(pool, size=MENU_SIZES[pool.name], count=count, seed=seed) for pool in pools}
+    return {
+        pool.name: draw_cases(pool, size=MENU_SIZES[pool.name], count=count, seed=seed)
+        for pool in pools
+    }
 
 
 def train_agent(
@@ -105,18 +118,24 @@ def train_agent(
     tokenizer = _tokenizer(out, pools, catalog, recipe.seed)
     model = build_agent(tokenizer, width=width, layers=layers).to(device)
     builder = RowBuilder(tokenizer, catalog.refusals)
-    cases = held_out_cases(data if held_out_tenths else None, held_out_tenths, held_out, recipe.seed)
+    cases = held_out_cases(
+        data if held_out_tenths else None, held_out_tenths, held_out, recipe.seed
+    )
 
     def evaluate() -> dict[str, float]:
         counts = {name: right_names(model, builder, drawn) for name, drawn in cases.items()}
-        return {f"held_out_{name}": round(right / total, 4) for name, (right, total) in counts.items()}
+        return {
+            f"held_out_{name}": round(right / total, 4) for name, (right, total) in counts.items()
+        }
 
     trainer = Trainer(model, builder, pools, recipe, out, evaluate=evaluate)
     trainer.run()
     return _ship(model, tokenizer, out, _facts(trainer, data, tenths))
 
 
-def _tokenizer(out: Path, pools: Sequence[Pool], catalog: Catalog, seed: int) -> PreTrainedTokenizerFast:
+def _tokenizer(
+    out: Path, pools: Sequence[Pool], catalog: Catalog, seed: int
+) -> PreTrainedTokenizerFast:
     folder = out / "tokenizer"
     if folder.exists():
         loaded: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(folder)
@@ -127,7 +146,9 @@ def _tokenizer(out: Path, pools: Sequence[Pool], catalog: Catalog, seed: int) ->
 
 
 def _facts(trainer: Trainer, data: Path | None, tenths: Sequence[int]) -> dict[str, object]:
-    sources = {name: _file_hash(data / name / "records.jsonl") for name in HUMAN_SOURCES} if data else {}
+    sources = (
+        {name: _file_hash(data / name / "records.jsonl") for name in HUMAN_SOURCES} if data else {}
+    )
     return {
         "parameters": sum(p.numel() for p in trainer.model.parameters()),
         "recipe": asdict(trainer.recipe),

@@ -11,7 +11,14 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 VOCABULARY = 4096
 CONTEXT = 8192  # positions; the 64-tool menu of HWU64 and the airline policy fit
 PAD, TURN_START, TURN_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
-MARKUP = ("<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>", "<tools>", "</tools>")
+MARKUP = (
+    "<tool_call>",
+    "</tool_call>",
+    "<tool_response>",
+    "</tool_response>",
+    "<tools>",
+    "</tools>",
+)
 
 
 def chat_template() -> str:
@@ -24,7 +31,10 @@ def train_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
     """Return a byte-level BPE tokenizer of `VOCABULARY` entries trained on `texts`, with the chat template set."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
     )
     bpe.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
@@ -49,7 +59,9 @@ def train_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def build_agent(tokenizer: PreTrainedTokenizerFast, *, width: int = 256, layers: int = 6) -> Qwen3ForCausalLM:
+def build_agent(
+    tokenizer: PreTrainedTokenizerFast, *, width: int = 256, layers: int = 6
+) -> Qwen3ForCausalLM:
     """Return an untrained agent in float32 (about 5.6 million parameters at the default size)."""
     config = Qwen3Config(
         vocab_size=VOCABULARY,

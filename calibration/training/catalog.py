@@ -90,7 +90,9 @@ class Catalog:
             return "", json.loads(slot["value"])
         entries = self.lexicons.get(slot["lexicon"])
         if not entries:
-            raise ConfigError(f"template {template!r} names the unknown lexicon {slot['lexicon']!r}")
+            raise ConfigError(
+                f"template {template!r} names the unknown lexicon {slot['lexicon']!r}"
+            )
         surface, arrow, value = rng.choice(entries).partition(" => ")
         return surface, json.loads(value) if arrow else surface
 
@@ -103,7 +105,11 @@ def _choose_alternatives(template: str, rng: Random) -> str:
 
 
 def _read(name: str) -> dict[str, Any]:
-    text = resources.files("toolguard.calibration.training").joinpath("catalog", name).read_text("utf-8")
+    text = (
+        resources.files("toolguard.calibration.training")
+        .joinpath("catalog", name)
+        .read_text("utf-8")
+    )
     content: dict[str, Any] = yaml.safe_load(text)
     return content
 

@@ -84,15 +84,21 @@ class CatalogPool(Pool):
 
     def draw_example(self, name: str, rng: Random) -> Example:
         """Return a fresh expansion of one of the tool's templates."""
-        expansion = self.catalog.expand(rng.choice(getattr(self.catalog.tools[name], self.part)), rng)
-        return Example(query=expansion.query, call=ToolCall(name=name, arguments=expansion.arguments))
+        expansion = self.catalog.expand(
+            rng.choice(getattr(self.catalog.tools[name], self.part)), rng
+        )
+        return Example(
+            query=expansion.query, call=ToolCall(name=name, arguments=expansion.arguments)
+        )
 
     def draw_silent(self, menu: Sequence[Tool], rng: Random) -> Example | None:
         """Return a no-tool query, or (two in five) a query for a tool that the menu does not offer."""
         absent = [n for n in self.tools if all(tool.name != n for tool in menu)]
         if absent and rng.random() < 0.4:
             return Example(query=self.draw_example(rng.choice(absent), rng).query, call=None)
-        templates = self.catalog.no_tool_train if self.part == "train" else self.catalog.no_tool_test
+        templates = (
+            self.catalog.no_tool_train if self.part == "train" else self.catalog.no_tool_test
+        )
         return Example(query=self.catalog.expand(rng.choice(templates), rng).query, call=None)
 
 
@@ -120,7 +126,9 @@ def _topic(record: Record) -> str:
     return tags.get("scenario") or tags.get("domain") or record.source
 
 
-def human_pools(data: Path, tenths: Iterable[int], sources: Sequence[str] = HUMAN_SOURCES) -> list[Pool]:
+def human_pools(
+    data: Path, tenths: Iterable[int], sources: Sequence[str] = HUMAN_SOURCES
+) -> list[Pool]:
     """Return one pool a source from the records of `data` whose tenth is in `tenths`.
 
     Raises:
@@ -148,11 +156,22 @@ def _human_pool(folder: Path, source: str, tenths: frozenset[int]) -> Pool:
         call = ToolCall(name=record.call.name, arguments=record.call.arguments)
         examples.setdefault(call.name, []).append(Example(query=record.query, call=call))
     if not examples:
-        raise DatasetError(f"{folder} holds no training record", hint="pass the folder that holds snips/, hwu64/, clinc150/")
+        raise DatasetError(
+            f"{folder} holds no training record",
+            hint="pass the folder that holds snips/, hwu64/, clinc150/",
+        )
     tools = {name: tool for name, tool in tools.items() if name in examples}
-    sizes, same_topic = {"snips": ((2, 7), 1.0), "clinc150": ((4, 20), 0.9)}.get(source, ((2, 20), 0.5))
+    sizes, same_topic = {"snips": ((2, 7), 1.0), "clinc150": ((4, 20), 0.9)}.get(
+        source, ((2, 20), 0.5)
+    )
     return Pool(
-        name=source, tools=tools, groups=groups, examples=examples, silent=silent, sizes=sizes, same_topic=same_topic
+        name=source,
+        tools=tools,
+        groups=groups,
+        examples=examples,
+        silent=silent,
+        sizes=sizes,
+        same_topic=same_topic,
     )
 
 
@@ -187,4 +206,6 @@ def fit_call(call: ToolCall, menu: Menu) -> ToolCall:
     """Return the call with only the arguments that the menu's own schema of the tool declares."""
     tool = menu.get(call.name)
     declared: Mapping[str, Any] = tool.parameters.get("properties", {}) if tool else {}
-    return ToolCall(name=call.name, arguments={k: v for k, v in call.arguments.items() if k in declared})
+    return ToolCall(
+        name=call.name, arguments={k: v for k, v in call.arguments.items() if k in declared}
+    )

@@ -10,7 +10,14 @@ import torch
 from transformers import Qwen3ForCausalLM
 
 from toolguard.calibration.training.examples import Example, Pool, fit_call
-from toolguard.calibration.training.packing import NAME, SILENT, Row, RowBuilder, collate, conversation
+from toolguard.calibration.training.packing import (
+    NAME,
+    SILENT,
+    Row,
+    RowBuilder,
+    collate,
+    conversation,
+)
 from toolguard.guard.tools import Menu
 
 
@@ -28,7 +35,11 @@ def draw_cases(pool: Pool, *, size: int, count: int, seed: int, queries: int = 8
     Half of a menu's distractors come from the topic of its first tool, as `Pool.draw_menu` has it.
     """
     rng = Random(seed)
-    waiting = [e for name in pool.tools for e in (pool.examples[name] or [pool.draw_example(name, rng) for _ in range(20)])]
+    waiting = [
+        e
+        for name in pool.tools
+        for e in (pool.examples[name] or [pool.draw_example(name, rng) for _ in range(20)])
+    ]
     rng.shuffle(waiting)
     waiting = waiting[:count]
     cases: list[Case] = []
@@ -53,11 +64,16 @@ def _row(case: Case, builder: RowBuilder) -> Row:
 
 
 @torch.inference_mode()
-def right_names(model: Qwen3ForCausalLM, builder: RowBuilder, cases: Sequence[Case], rows: int = 4) -> tuple[int, int]:
+def right_names(
+    model: Qwen3ForCausalLM, builder: RowBuilder, cases: Sequence[Case], rows: int = 4
+) -> tuple[int, int]:
     """Return (right, all): queries whose every name token is the model's first choice, and how many there are."""
     right = total = 0
     for start in range(0, len(cases), rows):
-        batch = collate([_row(case, builder) for case in cases[start : start + rows]], builder.tokenizer.pad_token_id)
+        batch = collate(
+            [_row(case, builder) for case in cases[start : start + rows]],
+            builder.tokenizer.pad_token_id,
+        )
         device = model.device
         with torch.autocast(device.type, torch.bfloat16):
             hidden = model.model(
@@ -71,7 +87,11 @@ def right_names(model: Qwen3ForCausalLM, builder: RowBuilder, cases: Sequence[Ca
         missed = chosen != batch.ids[:, 1:][named]
         which = [(r, i) for r, i in named.nonzero().tolist()]
         for index, case in enumerate(cases[start : start + rows]):
-            wrong = {_block_at(batch, r, i + 1) for (r, i), bad in zip(which, missed.tolist(), strict=True) if bad and r == index}
+            wrong = {
+                _block_at(batch, r, i + 1)
+                for (r, i), bad in zip(which, missed.tolist(), strict=True)
+                if bad and r == index
+            }
             total += len(case.examples)
             right += len(case.examples) - len(wrong)
     return right, total

@@ -44,7 +44,12 @@ class Recipe:
     average: float = 0.998
     warmup: int = 200
     seed: int = 0
-    shares: tuple[tuple[str, float], ...] = (("catalog", 0.34), ("snips", 0.10), ("clinc150", 0.26), ("hwu64", 0.30))
+    shares: tuple[tuple[str, float], ...] = (
+        ("catalog", 0.34),
+        ("snips", 0.10),
+        ("clinc150", 0.26),
+        ("hwu64", 0.30),
+    )
 
     def rate_at(self, step: int) -> float:
         """Return the learning rate at `step`: linear warm-up, then cosine to 2 % of the peak."""
@@ -57,7 +62,10 @@ class Recipe:
 def packed_loss(model: Qwen3ForCausalLM, batch: PackedBatch) -> tuple[Tensor, Tensor]:
     """Return the weighted mean cross-entropy and the accuracy over name tokens, both scalars."""
     hidden = model.model(
-        input_ids=batch.ids, position_ids=batch.positions, attention_mask=batch.attends, use_cache=False
+        input_ids=batch.ids,
+        position_ids=batch.positions,
+        attention_mask=batch.attends,
+        use_cache=False,
     ).last_hidden_state
     weights = batch.weights[:, 1:]
     picked = weights > 0
@@ -65,7 +73,9 @@ def packed_loss(model: Qwen3ForCausalLM, batch: PackedBatch) -> tuple[Tensor, Te
     targets, weights = batch.ids[:, 1:][picked], weights[picked]
     losses = functional.cross_entropy(logits, targets, reduction="none")
     named = weights == NAME
-    return (losses * weights).sum() / weights.sum(), (logits.argmax(-1) == targets)[named].float().mean()
+    return (losses * weights).sum() / weights.sum(), (logits.argmax(-1) == targets)[
+        named
+    ].float().mean()
 
 
 @contextmanager
@@ -79,7 +89,9 @@ def dropout_on(model: Qwen3ForCausalLM, probability: float) -> Iterator[None]:
         if not module.training:
             return output
         hidden = output[0] if isinstance(output, tuple) else output  # (rows, length, width)
-        ones = torch.ones(hidden.shape[0], 1, hidden.shape[2], dtype=hidden.dtype, device=hidden.device)
+        ones = torch.ones(
+            hidden.shape[0], 1, hidden.shape[2], dtype=hidden.dtype, device=hidden.device
+        )
         hidden = hidden * functional.dropout(ones, probability)
         return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
 
@@ -128,7 +140,10 @@ class AveragedWeights:
 def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
     matrices = [p for p in model.parameters() if p.ndim >= 2]
     vectors = [p for p in model.parameters() if p.ndim < 2]
-    groups = [{"params": matrices, "weight_decay": recipe.decay}, {"params": vectors, "weight_decay": 0.0}]
+    groups = [
+        {"params": matrices, "weight_decay": recipe.decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
     return torch.optim.AdamW(groups, lr=recipe.rate, betas=(0.9, 0.95))
 
 
@@ -148,7 +163,9 @@ class Trainer:
     ) -> None:
         self.model, self.builder, self.recipe, self.folder = model, builder, recipe, folder
         self.pools = {pool.name: pool for pool in pools}
-        self.shares = [(self.pools[name], share) for name, share in recipe.shares if name in self.pools]
+        self.shares = [
+            (self.pools[name], share) for name, share in recipe.shares if name in self.pools
+        ]
         self.optimizer = _optimizer(model, recipe)
         self.average = AveragedWeights(model, recipe.average)
         self.evaluate, self.evaluate_every = evaluate, evaluate_every
@@ -170,7 +187,11 @@ class Trainer:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.average.values = state["average"]
-        self.step, self.seconds, self.cpu_seconds = state["step"], state["seconds"], state["cpu_seconds"]
+        self.step, self.seconds, self.cpu_seconds = (
+            state["step"],
+            state["seconds"],
+            state["cpu_seconds"],
+        )
 
     def save(self) -> None:
         """Write the run's state atomically."""
@@ -223,7 +244,12 @@ class Trainer:
         return loss.item(), accuracy.item()
 
     def _report(self, loss: float, accuracy: float) -> None:
-        line: dict[str, Any] = {"step": self.step, "seconds": round(self.seconds, 1), "loss": round(loss, 4), "name_accuracy": round(accuracy, 4)}
+        line: dict[str, Any] = {
+            "step": self.step,
+            "seconds": round(self.seconds, 1),
+            "loss": round(loss, 4),
+            "name_accuracy": round(accuracy, 4),
+        }
         last = self.step == self.recipe.steps
         if self.evaluate and (self.step % self.evaluate_every == 0 or last):
             self.model.eval()

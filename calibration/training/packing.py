@@ -20,7 +20,9 @@ from toolguard.guard.tools import Menu, ToolCall
 
 NAME, ARGUMENTS, REPLY, QUERY, MARKUP, SILENT = 1.0, 0.3, 0.3, 0.1, 0.5, 0.0
 NAME_SEGMENT = 4  # index of the name in `conversation`
-CUT_SHARE = 0.6  # human-written conversations that end at the name, which is what they are there to teach
+CUT_SHARE = (
+    0.6  # human-written conversations that end at the name, which is what they are there to teach
+)
 RESULT_SHARE, LOWER_SHARE, SYSTEM_SHARE = 0.07, 0.4, 0.15
 SYSTEM_TEXTS = (
     "You are a helpful assistant.",
@@ -30,7 +32,18 @@ SYSTEM_TEXTS = (
     "You help people with everyday requests.",
     "Call exactly one tool if it fits the request.",
 )
-RESULTS = ("ok", "done", "saved", "3 results", "12", "no entries found", "sunny, 21 degrees", "confirmed", "queued", "true")
+RESULTS = (
+    "ok",
+    "done",
+    "saved",
+    "3 results",
+    "12",
+    "no entries found",
+    "sunny, 21 degrees",
+    "confirmed",
+    "queued",
+    "true",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +78,10 @@ def conversation(example: Example, reply: str, result: str | None = None) -> lis
     ]
     if result is not None:
         pieces += [
-            Segment(f"<|im_start|>user\n<tool_response>\n{result}\n</tool_response><|im_end|>\n<|im_start|>assistant\n", SILENT),
+            Segment(
+                f"<|im_start|>user\n<tool_response>\n{result}\n</tool_response><|im_end|>\n<|im_start|>assistant\n",
+                SILENT,
+            ),
             Segment(f"Done: {result}<|im_end|>", REPLY),
             Segment("\n", SILENT),
         ]
@@ -138,7 +154,9 @@ class RowBuilder:
         system = rng.choice(SYSTEM_TEXTS) if rng.random() < SYSTEM_SHARE else ""
         while True:
             menu = vary_tools(pool.draw_menu(rng), rng)
-            ids = self.tokenizer(self.menu_text(menu, system), add_special_tokens=False)["input_ids"]
+            ids = self.tokenizer(self.menu_text(menu, system), add_special_tokens=False)[
+                "input_ids"
+            ]
             if 3 * len(ids) <= 2 * self.budget:
                 return menu, list(ids)
 
@@ -179,7 +197,9 @@ class RowBuilder:
             weights.append(bounds[at][1])
         return list(encoded["input_ids"]), weights
 
-    def _append(self, row: Row, ids: Sequence[int], weights: Sequence[float], *, block: int) -> None:
+    def _append(
+        self, row: Row, ids: Sequence[int], weights: Sequence[float], *, block: int
+    ) -> None:
         start = row.blocks.count(0) if block else 0
         row.ids += ids
         row.positions += range(start, start + len(ids))
@@ -196,8 +216,13 @@ class RowBuilder:
 def _lower(example: Example) -> Example:
     if example.call is None:
         return Example(query=example.query.lower(), call=None)
-    lowered = {k: v.lower() if isinstance(v, str) and v in example.query else v for k, v in example.call.arguments.items()}
-    return Example(query=example.query.lower(), call=ToolCall(name=example.call.name, arguments=lowered))
+    lowered = {
+        k: v.lower() if isinstance(v, str) and v in example.query else v
+        for k, v in example.call.arguments.items()
+    }
+    return Example(
+        query=example.query.lower(), call=ToolCall(name=example.call.name, arguments=lowered)
+    )
 
 
 def collate(rows: Sequence[Row], pad_id: int, multiple: int = 256) -> PackedBatch:

@@ -1,0 +1,117 @@
+"""From a finished row to what the caller gets: message, calls that may run, decisions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from toolguard.adapters.request import Judged, MenuPlan, Row
+from toolguard.adapters.wire.base import WireFormat
+from toolguard.adapters.wire.turn import ParsedTurn
+from toolguard.guard.decision import Decision
+from toolguard.guard.errors import ParseError
+from toolguard.guard.guard import Guard
+from toolguard.guard.tools import ToolCall
+
+OnConfirm = Callable[[Decision, ToolCall], bool]
+"""Asked about one whole call; True lets it run."""
+
+FinishReason = Literal["stop", "length", "guard"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GuardedResult:
+    """One guarded assistant turn.
+
+    Args:
+        message: HF chat message: role, content and, for calls that may run, tool_calls.
+        calls: the calls that may run, in the order written.
+        decisions: every decision, calls that do not run included, in the order written.
+        text: the turn as written, special tokens included.
+        tokens: its token ids.
+        finish_reason: `guard` if the guard ended the turn, `length` if the token limit did.
+        malformed: the error in the turn's last call, which then does not run; None if there is none.
+    """
+
+    message: dict[str, Any]
+    calls: tuple[ToolCall, ...]
+    decisions: tuple[Decision, ...]
+    text: str
+    tokens: tuple[int, ...]
+    finish_reason: FinishReason
+    malformed: ParseError | None = None
+
+
+def read_turn(
+    row: Row, plan: MenuPlan, wire: WireFormat, guard: Guard, *, on_confirm: OnConfirm | None, ended: bool
+) -> GuardedResult:
+    """Return the row's result: only calls whose own decision executes are in it.
+
+    A call that was parsed but never judged (written where no decision token was seen) is refused.
+    """
+    text = row.watcher.text
+    turn, malformed = wire.parse_written(text, menu=plan.menu)
+    by_start = {judged.start: judged for judged in row.judged}
+    calls: list[ToolCall] = []
+    decisions: dict[int, Decision] = {judged.start: judged.decision for judged in row.judged}
+    for call in turn.calls:
+        decision = _decision_of(call, by_start.get(call.start), plan, guard)
+        if decision.action == "confirm" and on_confirm is not None:
+            decision = _ask(decision, call, on_confirm, guard)
+        decisions[call.start] = decision
+        if decision.executed_tool == call.name or (guard.monitoring and decision.executes):
+            calls.append(call)
+    stopped = row.stopped_by_guard
+    final = tuple(decisions[start] for start in sorted(decisions))
+    return GuardedResult(
+        message=_message(turn, calls, final),
+        calls=tuple(calls),
+        decisions=final,
+        text=text,
+        tokens=tuple(row.watcher.tokens),
+        finish_reason="guard" if stopped else "stop" if ended else "length",
+        malformed=None if stopped else malformed,
+    )
+
+
+def _decision_of(call: ToolCall, judged: Judged | None, plan: MenuPlan, guard: Guard) -> Decision:
+    if judged is None:
+        return guard.refuse(call.name, plan.view, "unread", "the call was written where no decision token was seen")
+    named = judged.decision.target if judged.decision.action == "redirect" else judged.decision.tool
+    if named != call.name:
+        return guard.refuse(call.name, plan.view, "unread", "the parsed call carries another name than the judged one")
+    return judged.decision
+
+
+def _ask(decision: Decision, call: ToolCall, on_confirm: OnConfirm, guard: Guard) -> Decision:
+    approved = on_confirm(decision, call) is True
+    return guard.record(
+        replace(
+            decision,
+            action="allow" if approved else "veto",
+            reason="approved_by_person" if approved else "refused_by_person",
+            detail="a person approved the call" if approved else "a person refused the call",
+        )
+    )
+
+
+def _message(turn: ParsedTurn, calls: list[ToolCall], decisions: tuple[Decision, ...]) -> dict[str, Any]:
+    message: dict[str, Any] = {"role": "assistant", "content": turn.content}
+    if calls:
+        message["tool_calls"] = [
+            {"type": "function", "function": {"name": call.name, "arguments": dict(call.arguments)}} for call in calls
+        ]
+    closed = [decision for decision in decisions if not decision.executes]
+    if closed and not calls and not turn.content:
+        message["content"] = _notice(closed[-1])
+    return message
+
+
+def _notice(decision: Decision) -> str:
+    if decision.action == "clarify":
+        return decision.question
+    if decision.reason == "not_on_menu":
+        return "I did not call a tool: the one I chose is not on offer."
+    wants = "needs a person to confirm it" if decision.action == "confirm" else "was blocked"
+    return f"I did not call {decision.tool}: the call {wants}."
