@@ -1,4 +1,9 @@
-"""Following one row of generated tokens: where a tool's name opens, how it goes on, when it is complete."""
+"""Following one row of generated tokens: where a tool's name opens, goes on, and is complete.
+
+Two things are followed side by side. The text says what a parser will read, so it alone decides
+which name was written. The tokens say where in the menu's trie the model stands, which is what
+scores and masks need; a name may be spelled by tokens that no path of the trie has.
+"""
 
 from __future__ import annotations
 
@@ -8,31 +13,44 @@ from typing import TYPE_CHECKING
 
 from toolguard.adapters.decision_token import NameTokens
 from toolguard.adapters.wire.base import WireFormat
+from toolguard.adapters.wire.turn import NameSpan
 from toolguard.guard.trie import ROOT, NameTrie
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 NAME_LIMIT = 128  # tokens after which an unfinished name is judged as it stands
+_OPENING_REACH = 64  # characters before a name in which its opening is looked for
 
 
 class TokenTexts:
-    """The text of single tokens, decoded once each; good enough to notice a call opening, not to spell a name."""
+    """What tokens say, and which ones may complete the opening of a name; each worked out once.
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+    Args:
+        tokenizer: decodes; the text of single tokens is good enough to notice an opening, not to
+            spell a name.
+        wire: the format of calls.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, wire: WireFormat) -> None:
         self.tokenizer = tokenizer
-        self._pieces: dict[int, str] = {}
+        self.wire = wire
+        self._opening: dict[int, bool] = {}
 
-    def piece(self, token: int) -> str:
-        """Return the text of one token, special tokens included."""
-        found = self._pieces.get(token)
+    def may_open(self, token: int) -> bool:
+        """Return whether this token can complete the opening of a name."""
+        found = self._opening.get(token)
         if found is None:
-            found = self._pieces[token] = self.join([token])
+            found = self._opening[token] = self.wire.may_open(self.join([token]))
         return found
 
     def join(self, tokens: Sequence[int]) -> str:
         """Return the text of several tokens, special tokens included."""
-        return str(self.tokenizer.decode(tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+        return str(
+            self.tokenizer.decode(
+                list(tokens), skip_special_tokens=False, clean_up_tokenization_spaces=False
+            )
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,11 +61,16 @@ class NameWritten:
         name: un-escaped, exactly as decoded.
         start: character offset of its first character in the turn.
         first_token: index, in the turn's tokens, of the first token after the decision token.
+        canonical: whether the tokens since then are the menu's own spelling of this name; the last
+            one may end differently, as what follows a name fuses with its terminator.
+        calibrated_token: whether the name opened at the token that calibration read.
     """
 
     name: str
     start: int
     first_token: int
+    canonical: bool
+    calibrated_token: bool
 
 
 class NameWatcher:
@@ -55,96 +78,174 @@ class NameWatcher:
 
     Args:
         texts: decodes tokens.
-        wire: tells where names stand.
         trie: the menu's names; walked only while the model spells a name canonically.
         names: their tokens, for the decision token.
         lead: text of the turn that stands in the prompt, such as an opened thought.
     """
 
-    __slots__ = ("_at_start", "_lead", "_names", "_texts", "_trie", "_wire", "first_token", "in_name", "node", "off_position",
-                 "start", "tokens", "_searched")
+    __slots__ = (
+        "_calibrated",
+        "_fused",
+        "_in_name",
+        "_lead",
+        "_names",
+        "_names_met",
+        "_opening",
+        "_searched",
+        "_start",
+        "_texts",
+        "_trie",
+        "first_token",
+        "node",
+        "tokens",
+    )
 
-    def __init__(self, texts: TokenTexts, wire: WireFormat, trie: NameTrie, names: NameTokens, lead: str = "") -> None:
-        self._texts, self._wire, self._trie, self._names, self._lead = texts, wire, trie, names, lead
+    def __init__(
+        self, texts: TokenTexts, trie: NameTrie, names: NameTokens, lead: str = ""
+    ) -> None:
+        self._texts, self._trie, self._names, self._lead = texts, trie, names, lead
         self.tokens: list[int] = []
-        self.in_name = False
-        self.node: int | None = None  # where the name stands in the trie; None = spelled another way
-        self.off_position = False  # the name opened elsewhere than at the calibrated decision token
-        self.start = -1
+        self.node: int | None = None  # where the tokens stand in the trie; None = nowhere
         self.first_token = 0
+        self._in_name = False
+        self._start = -1
+        self._calibrated = False
         self._searched = 0
-        self._open(lead)
+        self._names_met = 0
+        opening = texts.wire.prefix()
+        self._opening = "".join(opening.split())
+        # Some tokenizer joins a name with the sign before it: the decision is made before the sign.
+        self._fused = bool(opening) and not texts.join(names.prefix_ids).endswith(opening)
+        self._read()
+        self._expect_name()
 
     @property
     def text(self) -> str:
         """The turn's text so far, special tokens included."""
         return self._lead + self._texts.join(self.tokens)
 
+    def text_before(self, ends: frozenset[int]) -> str:
+        """Return the turn's text without a last token that is one of `ends`."""
+        ended = bool(self.tokens) and self.tokens[-1] in ends
+        return self._lead + self._texts.join(self.tokens[:-1] if ended else self.tokens)
+
     @property
     def at_decision(self) -> bool:
         """Whether the last token is a decision token: the next forward's last position is read."""
-        return self.in_name and self.node == ROOT and self.first_token == len(self.tokens)
+        return self.node == ROOT and self.first_token == len(self.tokens)
 
-    def feed(self, token: int) -> NameWritten | None:
-        """Take the next token; return the name that it completes, if any."""
+    @property
+    def certain(self) -> bool:
+        """Whether a name is bound to follow: a turn's very start may as well become an answer."""
+        return self._in_name or self.first_token > 0
+
+    def feed(self, token: int) -> Sequence[NameWritten]:
+        """Take the next token; return the names that it completes."""
         self.tokens.append(token)
-        if self.in_name:
-            return self._go_on(token)
-        if self._wire.may_open(self._texts.piece(token)):
-            return self._open(self.text)
-        return None
+        if self.node is not None:
+            self.node = self._trie.advance(self.node, token)
+            if self._in_name and self.node is not None and self._trie.name_at(self.node) is None:
+                return ()  # a canonical spelling goes on
+        found: Sequence[NameWritten] = ()
+        if self._in_name or self._texts.may_open(token):
+            found = self._read()
+        if not self._in_name:
+            self._expect_name()
+        return found
 
-    def prime(self, tokens: Sequence[int]) -> None:
-        """Take tokens that stand in the prompt already; only a name still open at their end will be reported."""
+    def prime(self, tokens: Sequence[int]) -> Sequence[NameWritten]:
+        """Take tokens that stand in the prompt already; return the names complete in them."""
+        self._in_name, self.node = False, None
         self.tokens.extend(tokens)
-        text = self.text
-        while (span := self._wire.find_name(text, self._searched)) and span.end is not None:
-            self._searched = span.end
-        self.in_name = False
-        self._open(text)
+        found = self._read()
+        if not self._in_name:
+            self._expect_name()
+        return found
+
+    def end(self) -> Sequence[NameWritten]:
+        """Return the name that the turn's last token ends, in a format where a turn is a name."""
+        if not self._in_name or self._texts.wire.prefix():
+            return ()
+        text = self._lead + self._texts.join(self.tokens[:-1])
+        name = text[self._start :].rstrip()
+        return (self._complete(name, self._start + len(name)),)
 
     def skip_name(self) -> None:
         """Go on after a name that was forced and needs no verdict."""
-        self.in_name = False
+        self._in_name, self.node = False, None
         self._searched = len(self.text)
+        self._names_met += 1
 
-    def _open(self, text: str) -> NameWritten | None:
-        span = self._wire.find_name(text, self._searched)
-        if span is None:
-            return None
-        first_call = self._searched == 0
-        self.in_name, self.start, self.first_token = True, span.start, len(self.tokens)
-        here = span.end is None and span.start == len(text)
-        self.node = ROOT if here else None
-        self.off_position = not (here and self._at_calibrated_token(first_call=first_call))
-        if span.end is not None and span.name is not None:
-            return self._written(span.name, span.end)
-        return None
+    def drop_last(self, token: int) -> None:
+        """Forget a run of `token` at the end: padding after another criterion ended the row."""
+        while self.tokens and self.tokens[-1] == token:
+            self.tokens.pop()
 
-    def _at_calibrated_token(self, *, first_call: bool) -> bool:
-        # Later calls of a turn may follow another separator; the first must meet calibration's token.
+    def _expect_name(self) -> None:
+        """Stand at the trie's root if a fused name may come, though no name has opened yet."""
+        if not self._fused:
+            self.node = None
+            return
         prefix = self._names.prefix_ids
-        return not first_call or not prefix or (bool(self.tokens) and self.tokens[-1] == prefix[-1])
+        here = self.tokens[-len(prefix) :] == list(prefix) if prefix else not self.tokens
+        if here:
+            self.node, self.first_token = ROOT, len(self.tokens)
 
-    def _go_on(self, token: int) -> NameWritten | None:
-        if self.node is not None:
-            self.node = self._trie.advance(self.node, token)
-            if self.node is not None and self._trie.name_at(self.node) is None:
-                return None
-        # A complete path, or a spelling that no path has: only the decoded characters count.
+    def _read(self) -> Sequence[NameWritten]:
+        """Look at the text: take up a name that opened, return those that are complete."""
         text = self.text
-        span = self._wire.find_name(text, self.start)
-        self.node = None if self.node is None or span is None or span.name is None else self.node
-        if span is None or span.start != self.start:
-            self.in_name = False  # what looked like an opening was prose: no parser will read a call here
-            return None
-        if span.name is not None and span.end is not None:
-            return self._written(span.name, span.end)
-        if len(self.tokens) - self.first_token > NAME_LIMIT:
-            return self._written(text[self.start :], len(text))
-        return None
+        found: list[NameWritten] = []
+        while True:
+            span = self._texts.wire.find_name(text, self._searched)
+            if span is None:  # what looked like an opening was prose: no parser reads a call here
+                self._in_name, self.node = False, None if self._in_name else self.node
+                return found
+            if not self._in_name or span.start != self._start:
+                self._begin(span, text)
+            if span.end is not None and span.name is not None:
+                found.append(self._complete(span.name, span.end))
+            elif len(self.tokens) - self.first_token > NAME_LIMIT:
+                found.append(self._complete(text[span.start :], len(text)))
+            else:
+                break
+        if self.node is not None and self._trie.name_at(self.node) is not None:
+            self.node = None  # the menu's name is spelled, but the text says that it goes on
+        return found
 
-    def _written(self, name: str, end: int) -> NameWritten:
-        self.in_name = False
+    def _begin(self, span: NameSpan, text: str) -> None:
+        self._in_name, self._start = True, span.start
+        if self._fused and self.node is not None:
+            self._calibrated = True  # the tokens were met before the text opened
+            return
+        here = not self._fused and span.end is None and span.start == len(text)
+        self.node = ROOT if here else None
+        self.first_token = len(self.tokens)
+        self._calibrated = here and self._at_calibrated_token(text[: span.start])
+
+    def _at_calibrated_token(self, before: str) -> bool:
+        prefix = self._names.prefix_ids
+        if not prefix:
+            return True
+        opening = "".join(before[-_OPENING_REACH:].split())
+        if self._names_met:  # a later call may follow another separator
+            return opening.endswith((self._opening, ","))
+        # Arguments before the name would be evidence that calibration never had.
+        return opening.endswith(self._opening) and self.tokens[-1:] == [prefix[-1]]
+
+    def _complete(self, name: str, end: int) -> NameWritten:
+        written = NameWritten(
+            name=name,
+            start=self._start,
+            first_token=self.first_token,
+            canonical=self._is_canonical(name),
+            calibrated_token=self._calibrated,
+        )
+        self._in_name, self.node = False, None
         self._searched = end
-        return NameWritten(name=name, start=self.start, first_token=self.first_token)
+        self._names_met += 1
+        return written
+
+    def _is_canonical(self, name: str) -> bool:
+        path = self._names.paths.get(name)
+        spelled = self.tokens[self.first_token :]
+        return path is not None and len(spelled) == len(path) and spelled[:-1] == list(path[:-1])

@@ -2,64 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from transformers import LogitsProcessor, StoppingCriteria
 
 from toolguard.adapters.blocks import ModelView, tap_blocks
-from toolguard.adapters.decision_token import NameTokens
+from toolguard.adapters.menu_plan import MenuPlan
 from toolguard.adapters.name_watch import NameWatcher, NameWritten, TokenTexts
-from toolguard.adapters.wire.base import WireFormat
 from toolguard.guard.decision import Decision
 from toolguard.guard.errors import ToolguardError
 from toolguard.guard.guard import Evidence, Guard, fault_text
-from toolguard.guard.profile import MenuView
-from toolguard.guard.tools import Menu
-from toolguard.guard.trie import ROOT, NameTrie, TrieScorer
-
-_ACTIVE: ContextVar[object | None] = ContextVar("toolguard_request", default=None)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MenuPlan:
-    """Everything about a menu that requests share.
-
-    Args:
-        menu: the tools on offer.
-        names: their tokens.
-        trie: the same as a trie.
-        view: what the profile knows of them.
-        banned: trie node -> child tokens under which every name is denied.
-    """
-
-    menu: Menu
-    names: NameTokens
-    trie: NameTrie
-    view: MenuView
-    banned: Mapping[int, tuple[int, ...]]
-
-
-def banned_children(trie: NameTrie, denied: frozenset[str]) -> dict[int, tuple[int, ...]]:
-    """Return, for each node with some but not all ways denied, the child tokens that lead to denied names alone.
-
-    Where every way is denied nothing is masked: the name is then judged, and vetoed, when it is complete.
-    """
-    if not denied:
-        return {}
-    refused = frozenset(i for i, name in enumerate(trie.names) if name in denied)
-    banned: dict[int, tuple[int, ...]] = {}
-    for node in trie.branch_nodes:
-        children = trie.children(node)
-        closed = tuple(t for t in children if refused.issuperset(trie.names_below(trie.advance(node, t) or ROOT)))
-        if closed and len(closed) < len(children):
-            banned[node] = closed
-    return banned
+from toolguard.guard.trie import TrieScorer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,14 +28,29 @@ class Judged:
     first_token: int
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class Row:
-    """One sequence of the batch."""
+    """One sequence of the batch.
+
+    Args:
+        watcher: follows its tokens.
+        prompt_length: tokens before the turn, padding not counted.
+        blind: whether padding stands after the prompt, so that generation does not go on from the
+            prompt's last token.
+        hidden: (dim,) read at the decision token the row is behind, or None.
+        scorer: gathers the name's log-probabilities from there on.
+        fault: why that reading failed; empty if it did not.
+        steered_to: tool the state was pushed towards there.
+        finished: whether nothing more is read.
+        stopped_by_guard: whether the guard ended the row.
+        judged: every decision, in the order written.
+    """
 
     watcher: NameWatcher
     prompt_length: int
-    scorer: TrieScorer
+    blind: bool
     hidden: Tensor | None = None
+    scorer: TrieScorer | None = None
     fault: str = ""
     steered_to: str | None = None
     finished: bool = False
@@ -88,8 +60,12 @@ class Row:
     @property
     def pending_redirect(self) -> Judged | None:
         """The redirect that stopped this row, if one did."""
-        last = self.judged[-1] if self.judged else None
-        return last if self.stopped_by_guard and last and last.decision.action == "redirect" else None
+        last = self.judged[-1] if self.judged and self.stopped_by_guard else None
+        return last if last and last.decision.action == "redirect" else None
+
+    def forget_reading(self) -> None:
+        """Drop the evidence: it belongs to one name only."""
+        self.hidden, self.scorer, self.fault, self.steered_to = None, None, "", None
 
 
 class GuardedRequest:
@@ -101,9 +77,9 @@ class GuardedRequest:
         guard: judges.
         plan: the menu.
         texts: decodes tokens.
-        wire: the format of calls.
-        end_tokens: ids that end a turn.
-        hold_for_person: whether a call that wants confirmation goes on to its arguments, to be asked about as a whole.
+        end_tokens: ids at which `generate` ends a row.
+        hold_for_person: whether a call that wants confirmation goes on to its arguments, to be
+            asked about as a whole.
     """
 
     def __init__(
@@ -113,64 +89,93 @@ class GuardedRequest:
         guard: Guard,
         plan: MenuPlan,
         texts: TokenTexts,
-        wire: WireFormat,
         end_tokens: frozenset[int],
         *,
         hold_for_person: bool,
     ) -> None:
-        self._parts, self._layer, self._guard, self._plan = parts, layer, guard, plan
-        self._texts, self._wire, self._end_tokens = texts, wire, end_tokens
-        self._hold_for_person = hold_for_person
+        self.plan = plan
         self.rows: list[Row] = []
+        self._parts, self._layer, self._guard = parts, layer, guard
+        self._texts, self._end_tokens = texts, end_tokens
+        self._hold_for_person = hold_for_person
+        self._thread = threading.get_ident()
+        self._armed = False
 
-    def add_row(self, prompt_length: int, *, lead: str = "", written: Sequence[int] = (), skip_name: bool = False) -> Row:
+    def add_row(
+        self,
+        prompt_length: int,
+        *,
+        lead: str = "",
+        written: Sequence[int] = (),
+        forced: bool = False,
+        blind: bool = False,
+    ) -> Row:
         """Add a row.
+
+        A name that is complete in `written` is judged at once; as nothing was read where it began,
+        it passes only by a static rule, or in monitor mode.
 
         Args:
             prompt_length: tokens before the turn, padding not counted.
             lead: text of the turn that belongs to the prompt.
             written: tokens of the turn that stand in the prompt already.
-            skip_name: whether a name at their end was forced and needs no verdict.
+            forced: whether the names in them were judged before, the last one being forced.
+            blind: see `Row`.
         """
-        watcher = NameWatcher(self._texts, self._wire, self._plan.trie, self._plan.names, lead)
-        if written:
-            watcher.prime(written)
-        if skip_name:
+        watcher = NameWatcher(self._texts, self.plan.trie, self.plan.names, lead)
+        row = Row(watcher=watcher, prompt_length=prompt_length, blind=blind)
+        names = watcher.prime(written) if written else ()
+        if forced:
             watcher.skip_name()
-        row = Row(watcher=watcher, prompt_length=prompt_length, scorer=TrieScorer(self._plan.trie))
+        else:
+            self._judge_all(row, names)
         self.rows.append(row)
         return row
 
     @contextmanager
     def attached(self, model: nn.Module) -> Iterator[None]:
-        """Read and steer through hooks while the block runs; all of them are gone afterwards, whatever happens."""
+        """Read and steer through hooks while the block runs; they are gone whatever happens."""
         with ExitStack() as stack:
-            token = _ACTIVE.set(self)
-            stack.callback(_ACTIVE.reset, token)
+            self._thread = threading.get_ident()
             stack.enter_context(tap_blocks(self._parts, [self._layer], self._on_hidden))
             stack.callback(model.register_forward_hook(self._on_output).remove)
+            self.arm()
             yield
 
+    def arm(self) -> None:
+        """Read the next forward of this thread, which is the next step of this request.
+
+        Any other forward in between is not ours: a logits processor's, or that of a generate that
+        a callback runs.
+        """
+        self._armed = True
+
     def _on_hidden(self, _layer: int, hidden: Tensor) -> Tensor | None:
-        # hidden: (rows, positions, dim). A generate nested in a callback has another request active.
-        if _ACTIVE.get() is not self:
+        # hidden: (rows, positions, dim)
+        if not self._armed:
             return None
         edited: Tensor | None = None
         for index, row in enumerate(self.rows):
             if row.finished or not row.watcher.at_decision:
                 continue
-            row.hidden = hidden[index, -1].detach().clone()
-            vector = self._steering(row)
+            vector = self._read(row, hidden[index, -1])
             if vector is not None:
                 edited = hidden.clone() if edited is None else edited
                 edited[index, -1] += vector.to(device=hidden.device, dtype=hidden.dtype)
         return edited
 
-    def _steering(self, row: Row) -> Tensor | None:
-        if row.hidden is None or row.watcher.off_position:
+    def _read(self, row: Row, state: Tensor) -> Tensor | None:
+        """Keep the row's state (dim,) and return what to add to it, if it is steered."""
+        row.forget_reading()
+        row.scorer = TrieScorer(self.plan.trie)
+        if row.blind:
+            row.fault = "padding stands between the decision token and the name"
+            return None
+        row.hidden = state.detach().clone()
+        if not row.watcher.certain or not self.plan.calibrated_token:
             return None
         try:
-            found = self._guard.steering_direction(row.hidden, self._plan.view)
+            found = self._guard.steering_direction(row.hidden, self.plan.view)
         except ToolguardError as error:
             row.fault = fault_text(error)
             return None
@@ -180,95 +185,71 @@ class GuardedRequest:
         return vector
 
     def _on_output(self, _module: nn.Module, _inputs: tuple[Any, ...], output: Any) -> None:
-        if _ACTIVE.get() is not self:
+        if not self._armed or threading.get_ident() != self._thread:
             return
-        logits = output.logits  # (rows, positions, vocab); the last position is the one generation goes on from
+        self._armed = False
         for index, row in enumerate(self.rows):
-            watcher = row.watcher
-            if row.finished or not watcher.in_name or watcher.node is None:
+            if row.finished or row.watcher.node is None or row.scorer is None:
                 continue
+            # logits: (rows, positions, vocab); generation goes on from the last position.
             try:
-                row.scorer.visit(watcher.node, logits[index, -1])
+                row.scorer.visit(row.watcher.node, output.logits[index, -1])
             except ToolguardError as error:
                 row.fault = fault_text(error)
 
     def feed(self, index: int, token: int) -> bool:
-        """Take the row's next token; return whether the guard stops the row here."""
+        """Take the row's next token; return whether the guard has stopped the row."""
         row = self.rows[index]
         if row.finished:
-            return False
-        written = row.watcher.feed(token)
-        if written is not None:
-            row.stopped_by_guard = not self._judge(row, written)
-        row.finished = row.stopped_by_guard or token in self._end_tokens
+            return row.stopped_by_guard
+        row.blind = False
+        names = row.watcher.feed(token)
+        ended = token in self._end_tokens
+        if names or ended:
+            self._judge_all(row, names or row.watcher.end())
+        row.finished = row.stopped_by_guard or ended
         return row.stopped_by_guard
+
+    def finish(self, pad_token: int) -> None:
+        """Drop the padding of rows that something other than an end token or the guard ended."""
+        for row in self.rows:
+            if not row.finished:
+                row.watcher.drop_last(pad_token)
+
+    def _judge_all(self, row: Row, names: Sequence[NameWritten]) -> None:
+        for written in names:
+            if not self._judge(row, written):
+                row.finished = row.stopped_by_guard = True
+                return
 
     def _judge(self, row: Row, written: NameWritten) -> bool:
         """Judge a complete name, record it, and return whether the row goes on."""
-        decision = self._guard.check(self._evidence(row, written), self._plan.view)
-        row.judged.append(Judged(decision=decision, start=written.start, first_token=written.first_token))
-        row.scorer = TrieScorer(self._plan.trie)
-        row.hidden, row.fault, row.steered_to = None, "", None
+        decision = self._guard.check(self._evidence(row, written), self.plan.view)
+        row.judged.append(
+            Judged(decision=decision, start=written.start, first_token=written.first_token)
+        )
+        row.forget_reading()
         if decision.action == "redirect":
             return False
         return decision.executes or (decision.action == "confirm" and self._hold_for_person)
 
     def _evidence(self, row: Row, written: NameWritten) -> Evidence:
-        fault = row.fault
-        canonical = row.watcher.node is not None and self._plan.trie.name_at(row.watcher.node) == written.name
-        if not fault and written.name in self._plan.trie.names:
-            if row.watcher.off_position:
-                fault = "the call did not open at the calibrated decision token"
-            elif row.hidden is None:
-                fault = "the decision token was not read"
-            elif not canonical:
-                fault = "the name was not spelled in its canonical tokens"
-        read = not fault
+        fault = row.fault or self._position_fault(row, written)
+        whole = not fault and row.scorer is not None
         return Evidence(
             chosen=written.name,
-            hidden=row.hidden if read else None,
-            logprob=row.scorer.scores() if read and canonical else None,
+            hidden=row.hidden if whole else None,
+            logprob=row.scorer.scores() if whole and row.scorer is not None else None,
             steered_to=row.steered_to,
             position=row.prompt_length + written.first_token - 1,
             fault=fault,
         )
 
-
-class WatchCriteria(StoppingCriteria):  # type: ignore[misc]
-    """Feeds each new token to the request and stops the rows it closes."""
-
-    def __init__(self, request: GuardedRequest, on_token: Any | None = None) -> None:
-        self._request = request
-        self._on_token = on_token
-
-    def __call__(self, input_ids: Tensor, scores: Tensor, **_: Any) -> Tensor:
-        """Return (rows,) bool: whether the guard stops the row."""
-        tokens = input_ids[:, -1].tolist()
-        stopped = [self._request.feed(index, token) for index, token in enumerate(tokens)]
-        if self._on_token is not None:
-            self._on_token()
-        return torch.tensor(stopped, dtype=torch.bool, device=input_ids.device)
-
-
-class DeniedNameMask(LogitsProcessor):  # type: ignore[misc]
-    """Gives no probability to tokens that lead to denied names alone."""
-
-    def __init__(self, request: GuardedRequest, banned: Mapping[int, tuple[int, ...]]) -> None:
-        self._request = request
-        self._banned = banned
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Return (rows, vocab) scores with the banned children of each row's trie node at -inf."""
-        masked = scores
-        for index, row in enumerate(self._request.rows):
-            node = row.watcher.node if row.watcher.in_name and not row.finished else None
-            banned = self._banned.get(node, ()) if node is not None else ()
-            if not banned:
-                continue
-            closed = scores[index].clone()
-            closed[list(banned)] = -torch.inf
-            # Another processor may have left denied tokens alone; the verdict at the name's end stops them.
-            if bool(torch.isfinite(closed).any()):
-                masked = scores.clone() if masked is scores else masked
-                masked[index] = closed
-        return masked
+    def _position_fault(self, row: Row, written: NameWritten) -> str:
+        if not (written.calibrated_token and self.plan.calibrated_token):
+            return "the call did not open at the calibrated decision token"
+        if row.hidden is None:
+            return "the decision token was not read"
+        if not written.canonical:
+            return "the name was not spelled in its canonical tokens"
+        return ""

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from toolguard.adapters.request import Judged, MenuPlan, Row
+from toolguard.adapters.menu_plan import MenuPlan
+from toolguard.adapters.request import Judged, Row
 from toolguard.adapters.wire.base import WireFormat
 from toolguard.adapters.wire.turn import ParsedTurn
 from toolguard.guard.decision import Decision
@@ -31,7 +32,8 @@ class GuardedResult:
         text: the turn as written, special tokens included.
         tokens: its token ids.
         finish_reason: `guard` if the guard ended the turn, `length` if the token limit did.
-        malformed: the error in the turn's last call, which then does not run; None if there is none.
+        malformed: the error in the turn's last call, which then does not run; None if there is
+            none.
     """
 
     message: dict[str, Any]
@@ -44,32 +46,39 @@ class GuardedResult:
 
 
 def read_turn(
-    row: Row, plan: MenuPlan, wire: WireFormat, guard: Guard, *, on_confirm: OnConfirm | None, ended: bool
+    row: Row,
+    plan: MenuPlan,
+    wire: WireFormat,
+    guard: Guard,
+    end_tokens: frozenset[int],
+    *,
+    on_confirm: OnConfirm | None,
 ) -> GuardedResult:
     """Return the row's result: only calls whose own decision executes are in it.
 
     A call that was parsed but never judged (written where no decision token was seen) is refused.
     """
-    text = row.watcher.text
-    turn, malformed = wire.parse_written(text, menu=plan.menu)
+    tokens = row.watcher.tokens
+    turn, malformed = wire.parse_written(row.watcher.text_before(end_tokens), menu=plan.menu)
     by_start = {judged.start: judged for judged in row.judged}
+    decisions = {start: judged.decision for start, judged in by_start.items()}
     calls: list[ToolCall] = []
-    decisions: dict[int, Decision] = {judged.start: judged.decision for judged in row.judged}
     for call in turn.calls:
         decision = _decision_of(call, by_start.get(call.start), plan, guard)
         if decision.action == "confirm" and on_confirm is not None:
             decision = _ask(decision, call, on_confirm, guard)
         decisions[call.start] = decision
-        if decision.executed_tool == call.name or (guard.monitoring and decision.executes):
+        if decision.executed_tool == call.name:
             calls.append(call)
     stopped = row.stopped_by_guard
+    ended = bool(tokens) and tokens[-1] in end_tokens
     final = tuple(decisions[start] for start in sorted(decisions))
     return GuardedResult(
         message=_message(turn, calls, final),
         calls=tuple(calls),
         decisions=final,
-        text=text,
-        tokens=tuple(row.watcher.tokens),
+        text=row.watcher.text,
+        tokens=tuple(tokens),
         finish_reason="guard" if stopped else "stop" if ended else "length",
         malformed=None if stopped else malformed,
     )
@@ -77,11 +86,14 @@ def read_turn(
 
 def _decision_of(call: ToolCall, judged: Judged | None, plan: MenuPlan, guard: Guard) -> Decision:
     if judged is None:
-        return guard.refuse(call.name, plan.view, "unread", "the call was written where no decision token was seen")
-    named = judged.decision.target if judged.decision.action == "redirect" else judged.decision.tool
+        why = "the call was written where no decision token was seen"
+        return guard.refuse(call.name, plan.view, "unread", why)
+    decision = judged.decision
+    named = decision.target if decision.action == "redirect" else decision.tool
     if named != call.name:
-        return guard.refuse(call.name, plan.view, "unread", "the parsed call carries another name than the judged one")
-    return judged.decision
+        why = "the parsed call carries another name than the judged one"
+        return guard.refuse(call.name, plan.view, "unread", why)
+    return decision
 
 
 def _ask(decision: Decision, call: ToolCall, on_confirm: OnConfirm, guard: Guard) -> Decision:
@@ -96,11 +108,14 @@ def _ask(decision: Decision, call: ToolCall, on_confirm: OnConfirm, guard: Guard
     )
 
 
-def _message(turn: ParsedTurn, calls: list[ToolCall], decisions: tuple[Decision, ...]) -> dict[str, Any]:
+def _message(
+    turn: ParsedTurn, calls: list[ToolCall], decisions: tuple[Decision, ...]
+) -> dict[str, Any]:
     message: dict[str, Any] = {"role": "assistant", "content": turn.content}
     if calls:
         message["tool_calls"] = [
-            {"type": "function", "function": {"name": call.name, "arguments": dict(call.arguments)}} for call in calls
+            {"type": "function", "function": {"name": call.name, "arguments": dict(call.arguments)}}
+            for call in calls
         ]
     closed = [decision for decision in decisions if not decision.executes]
     if closed and not calls and not turn.content:

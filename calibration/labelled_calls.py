@@ -63,9 +63,9 @@ class HiddenBatch:
     calls: tuple[int, ...]
     hidden: Tensor
 
-    def pick(self, wanted: Callable[[int], bool]) -> HiddenBatch:
-        """Return the part of the batch whose call indices are wanted."""
-        places = [place for place, call in enumerate(self.calls) if wanted(call)]
+    def pick(self, wanted: Sequence[bool]) -> HiddenBatch:
+        """Return the calls for which `wanted`, one flag a call, is true."""
+        places = [place for place, keep in enumerate(wanted) if keep]
         return HiddenBatch(
             calls=tuple(self.calls[place] for place in places), hidden=self.hidden[places]
         )

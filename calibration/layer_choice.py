@@ -127,7 +127,7 @@ def assign_folds(items: Sequence[SplitItem], folds: int, seed: int) -> dict[str,
     placed: dict[str, int] = {}
     for group in sorted(members.values(), key=lambda own: _group_key(own, seed)):
         tool = group[0].tool
-        fold = min(range(count), key=lambda f, tool=tool: (tools[tool, f], sizes[f], f))
+        fold = min((tools[tool, f], sizes[f], f) for f in range(count))[-1]
         sizes[fold] += len(group)
         tools[tool, fold] += len(group)
         placed |= {item.id: fold for item in group}
@@ -234,7 +234,7 @@ def _out_of_fold(
     names: NameRows,
     min_examples: int,
 ) -> Mapping[ReadoutVariant, Readings | str]:
-    """Return for each variant the readings by readouts of the other folds, or why there are none."""
+    """Return each variant's readings by readouts of the other folds, or why there are none."""
     parts = _fold_statistics(calls, layer_pass, layer, names)
     found: dict[ReadoutVariant, Readings | str] = {
         variant: Readings.empty(len(calls)) for variant in VARIANTS
@@ -242,7 +242,7 @@ def _out_of_fold(
     readouts = list(_fold_readouts(parts, names, min_examples, found))
     for batch in layer_pass(layer):
         for fold, by_variant in enumerate(readouts):
-            own = batch.pick(lambda index, fold=fold: calls[index].fold == fold)
+            own = batch.pick([calls[index].fold == fold for index in batch.calls])
             for variant, readings in found.items():
                 if isinstance(readings, Readings):
                     readings.put(by_variant[variant], calls, own)
@@ -257,9 +257,8 @@ def _fold_statistics(
     parts = [ToolStatistics(*names.rows.shape) for _ in range(folds)]
     for batch in layer_pass(layer):
         for fold, part in enumerate(parts):
-            own = batch.pick(
-                lambda index, fold=fold: calls[index].fold == fold and not calls[index].wrong
-            )
+            found = [calls[index] for index in batch.calls]
+            own = batch.pick([call.fold == fold and not call.wrong for call in found])
             part.update(own.hidden, torch.tensor([calls[i].tool for i in own.calls]).long())
     return parts
 

@@ -1,44 +1,45 @@
 """From labelled records to token ids that end at the decision token, menu by menu.
 
-Every prompt of a menu begins alike. What they share is found here, told apart from what is a
-record's own, and tokenised once where the tokenizer surely allows it. Knows nothing of models
-beyond the length of their context.
-
 A template may end its generation prompt inside a thought. No thought is generated here: an empty
 one is closed in front of the call, so a thinking model is read as if it had thought nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from toolguard.adapters.decision_token import name_tokens
 from toolguard.adapters.wire import WireFormat
 from toolguard.adapters.wire.turn import opens_thought
 from toolguard.calibration.records import Record
+from toolguard.calibration.shared_text import (
+    Ids,
+    SharedText,
+    as_ids,
+    common_length,
+    encode,
+    find_shared_text,
+)
 from toolguard.guard.errors import ConfigError, ToolguardError
 from toolguard.guard.tools import Menu, Tool
 from toolguard.guard.trie import NameTrie
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
     from toolguard.adapters.loading import LoadedModel
 
-Ids = NDArray[np.int32]
 OnSkip = Callable[[Record, ToolguardError], None]
 """What is told of each record that cannot be used, and why."""
 
+Key = TypeVar("Key", bound=Hashable)
+Value = TypeVar("Value")
+
 _MENUS = 256  # bound on the menus remembered, so that memory stays flat
-_BATCH = 64  # prompts tokenised at once; long ones, so that only a few stand as Python lists
-# First letters that differ, so that no token of the user's text can seem shared.
-_PROBES = ("A", "b")
+_BATCH = 64  # prompts tokenised at once; long ones, so that only a few stand as lists
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -46,11 +47,13 @@ class OfferedMenu:
     """A menu as the model is told of it.
 
     Args:
-        menu: without descriptions and parameters if only names are told.
-        hashes: content hash of each of its tools, in menu order.
-        text_hash: content hash of the whole.
+        source: as it stands in the record.
+        menu: the same, without descriptions and parameters if only names are told.
+        hashes: content hash of each tool of `menu`, in its order.
+        text_hash: content hash of `menu`.
     """
 
+    source: Menu
     menu: Menu
     hashes: tuple[str, ...]
     text_hash: str
@@ -58,11 +61,17 @@ class OfferedMenu:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class NamePaths:
-    """How a menu's names are spelled in tokens; see `decision_token.NameTokens`."""
+    """How a menu's names are spelled in tokens after a prompt.
+
+    Args:
+        prefix_ids: see `decision_token.NameTokens`.
+        trie: paths of the names from the decision token on.
+        longest: tokens in the longest path.
+    """
 
     prefix_ids: tuple[int, ...]
     trie: NameTrie
-    longest: int  # tokens in the longest path
+    longest: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -90,41 +99,40 @@ class PromptGroup:
     prompts: tuple[Prompt, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _SharedText:
-    """What every prompt of a menu begins with.
+class _Recent(Generic[Key, Value]):
+    """The values of the `_MENUS` keys used last."""
 
-    Args:
-        text: ends where a special token begins, so that the rest can be tokenised alone; may be
-            empty.
-        text_ids: its tokens.
-        ids: tokens shared as far as two prompts with unlike queries tell; at least `text_ids`.
-    """
+    def __init__(self) -> None:
+        self._values: OrderedDict[Key, Value] = OrderedDict()
 
-    text: str
-    text_ids: Ids
-    ids: Ids
+    def get(self, key: Key, make: Callable[[], Value]) -> Value:
+        """Return the value of `key`, made if it is not there; an exception is not remembered."""
+        if key not in self._values:
+            self._values[key] = make()
+        self._values.move_to_end(key)
+        if len(self._values) > _MENUS:
+            self._values.popitem(last=False)
+        return self._values[key]
 
 
 class PromptWriter:
     """Writes the prompts of one model and wire format; remembers menus, never records.
 
     Args:
-        loaded: tokenizer, and the config that bounds the context.
+        loaded: its tokenizer writes, its config bounds the length.
         wire: how calls are written.
         names_only: tell the model the tools' names alone.
     """
 
     def __init__(self, loaded: LoadedModel, wire: WireFormat, *, names_only: bool = False) -> None:
-        self._tokenizer: PreTrainedTokenizerBase = loaded.tokenizer
+        self._tokenizer = loaded.tokenizer
         self._wire = wire
         self._names_only = names_only
         self._context = context_length(loaded)
-        self._offer = lru_cache(_MENUS)(self._make_offer)
-        # Paths hang on the names and the format, not on the record: two menus of the same names in
-        # the same order share them.
-        self._paths: Callable[[tuple[str, ...], str], NamePaths] = _by_first(self._make_paths)
-        self._marks = _split_tokens(self._tokenizer)
+        self._offered: _Recent[int, OfferedMenu] = _Recent()
+        # Not by record: names and format decide the paths, whatever stands before them.
+        self._paths: _Recent[tuple[str, ...], NamePaths] = _Recent()
+        self._shared: _Recent[tuple[str, str], SharedText] = _Recent()
 
     def offer(self, record: Record) -> OfferedMenu:
         """Return the record's menu as the model is told of it.
@@ -132,28 +140,29 @@ class PromptWriter:
         Raises:
             ConfigError: if the record offers no tools.
         """
-        return self._offer(_ById(record.menu))
+        menu = record.menu
+        # Hashing a menu takes longer than a small prompt; its identity holds while it is kept.
+        return self._offered.get(id(menu), lambda: self._make_offer(menu))
 
-    def _make_offer(self, key: _ById) -> OfferedMenu:
-        menu = key.menu
-        if self._names_only:
-            menu = Menu(tuple(Tool(name=name) for name in menu.names))
-        hashes = tuple(tool.content_hash for tool in menu)
-        return OfferedMenu(menu=menu, hashes=hashes, text_hash=menu.content_hash)
+    def _make_offer(self, source: Menu) -> OfferedMenu:
+        told = Menu(tuple(Tool(name=name) for name in source.names)) if self._names_only else source
+        hashes = tuple(tool.content_hash for tool in told)
+        return OfferedMenu(source=source, menu=told, hashes=hashes, text_hash=told.content_hash)
 
     def group_key(self, record: Record) -> tuple[str, str]:
-        """Return what records must share for their prompts to begin alike: menu and system text.
+        """Return what records share whose prompts begin alike: menu and system text.
 
         Raises:
             ConfigError: if the record offers no tools.
         """
-        return self.offer(record).text_hash, _system_text(record)
+        leading = _leading(record)
+        return self.offer(record).text_hash, leading[0]["content"] if leading else ""
 
     def write(self, records: Sequence[Record], on_skip: OnSkip) -> PromptGroup:
-        """Return the prompts of records with one `group_key`.
+        """Return the prompts of records with one `group_key`, and what they all begin with.
 
-        What they share is the longest common token prefix of them all; a single record shares
-        nothing. It hangs on these records alone, so equal groups give equal prompts.
+        Equal records give equal prompts, whatever was written before. A single record shares
+        nothing.
 
         Args:
             records: at least one.
@@ -165,11 +174,18 @@ class PromptWriter:
             rows += self._tokenise(records[start : start + _BATCH], shared, on_skip)
         length = _shared_length([ids for *_, ids in rows], shared)
         prompts = tuple(
-            # A slice would keep the whole prompt in memory.
-            Prompt(record=record, offered=self.offer(record), trie=paths.trie, suffix=ids[length:].copy())
+            # Copied: a slice would keep the whole prompt in memory.
+            Prompt(
+                record=record,
+                offered=self.offer(record),
+                trie=paths.trie,
+                suffix=ids[length:].copy(),
+            )
             for record, paths, ids in rows
         )
-        return PromptGroup(shared=rows[0][2][:length].copy() if rows else _ids(()), prompts=prompts)
+        return PromptGroup(
+            shared=rows[0][2][:length].copy() if rows else as_ids(()), prompts=prompts
+        )
 
     def text(self, record: Record) -> str:
         """Return the record's rendered prompt, an opened thought closed.
@@ -183,79 +199,91 @@ class PromptWriter:
         return close_thought(self._wire.render(self._tokenizer, messages, menu))
 
     def _tokenise(
-        self, records: Sequence[Record], shared: _SharedText | None, on_skip: OnSkip
+        self, records: Sequence[Record], shared: SharedText | None, on_skip: OnSkip
     ) -> list[tuple[Record, NamePaths, Ids]]:
-        ready: list[tuple[Record, NamePaths, str]] = []
+        ready: list[tuple[Record, NamePaths]] = []
+        texts: list[str] = []
         for record in records:
             try:
                 text = self.text(record)
-                ready.append((record, self._paths(self.offer(record).menu.names, text), text))
+                ready.append((record, self._name_paths(self.offer(record).menu.names, text)))
             except ConfigError as error:
                 on_skip(record, error)
+            else:
+                texts.append(text)
+        told = shared.encode(self._tokenizer, texts) if shared else encode(self._tokenizer, texts)
         rows = []
-        encoded = self._encode([text for *_, text in ready], shared)
-        for (record, paths, _), prompt in zip(ready, encoded, strict=True):
-            ids = np.concatenate([prompt, _ids(paths.prefix_ids)])
-            if (error := self._too_long(record, len(ids), paths)) is not None:
-                on_skip(record, error)
+        for (record, paths), prompt in zip(ready, told, strict=True):
+            ids = np.concatenate([prompt, as_ids(paths.prefix_ids)])
+            # The last token of a name is chosen, never fed.
+            if too_long := self._too_long(record, len(ids) + paths.longest - 1):
+                on_skip(record, too_long)
             else:
                 rows.append((record, paths, ids))
         return rows
 
-    def _encode(self, texts: Sequence[str], shared: _SharedText | None) -> list[Ids]:
-        """Return the token ids of whole prompts, the shared text's own taken from before."""
-        if not texts:
-            return []
-        text, head = (shared.text, shared.text_ids) if shared else ("", _ids(()))
-        if not all(prompt.startswith(text) for prompt in texts):
-            text, head = "", _ids(())
-        tails = self._tokenizer([prompt[len(text) :] for prompt in texts], **_PLAIN)["input_ids"]
-        return [np.concatenate([head, _ids(tail)]) for tail in tails]
+    def _name_paths(self, names: tuple[str, ...], context: str) -> NamePaths:
+        def make() -> NamePaths:
+            tokens = name_tokens(self._tokenizer, self._wire, names, context)
+            longest = max(len(path) for path in tokens.paths.values())
+            trie = NameTrie(tokens.paths)
+            return NamePaths(prefix_ids=tokens.prefix_ids, trie=trie, longest=longest)
 
-    def _shared_text(self, record: Record) -> _SharedText | None:
-        """Return what two conversations with unlike queries share; None if they cannot be told."""
-        system = record.conversation_with_system()[:1]
-        leading = system if system[0]["role"] == "system" else []
+        return self._paths.get(names, make)
+
+    def _shared_text(self, record: Record) -> SharedText | None:
         menu = self.offer(record).menu
         try:
-            first, second = (
-                self._render([*leading, {"role": "user", "content": letter}], menu)
-                for letter in _PROBES
+            return self._shared.get(
+                self.group_key(record),
+                lambda: find_shared_text(
+                    self._tokenizer, lambda chat: self._render(chat, menu), _leading(record)
+                ),
             )
-        except ConfigError:  # a template may insist on more than one user turn
+        except ConfigError:  # a template may insist on longer conversations
             return None
-        whole = [_ids(ids) for ids in self._tokenizer([first, second], **_PLAIN)["input_ids"]]
-        text = first[: self._last_mark(first, _common_prefix(first, second))]
-        cut = [_ids(ids) for ids in self._tokenizer([text, first[len(text) :], second[len(text) :]], **_PLAIN)["input_ids"]]
-        glued = [np.concatenate([cut[0], tail]) for tail in cut[1:]]
-        if not all(np.array_equal(one, other) for one, other in zip(glued, whole, strict=True)):
-            text, cut[0] = "", _ids(())
-        return _SharedText(text=text, text_ids=cut[0], ids=whole[0][: common_length(*whole)])
 
-    def _last_mark(self, text: str, end: int) -> int:
-        """Return where the last special token that ends by `end` begins; 0 if there is none."""
-        return max((text.rfind(mark, 0, end) for mark in self._marks), default=0) if end else 0
-
-    def _make_paths(self, names: tuple[str, ...], context: str) -> NamePaths:
-        tokens = name_tokens(self._tokenizer, self._wire, names, context)
-        return NamePaths(
-            prefix_ids=tokens.prefix_ids,
-            trie=NameTrie(tokens.paths),
-            longest=max(len(path) for path in tokens.paths.values()),
-        )
-
-    def _too_long(self, record: Record, length: int, paths: NamePaths) -> ConfigError | None:
-        needed = length + paths.longest - 1  # the last token of a name is chosen, never fed
+    def _too_long(self, record: Record, needed: int) -> ConfigError | None:
+        """Return the error if a prompt with its name takes more tokens than the model knows."""
         if self._context is None or needed <= self._context:
             return None
         return ConfigError(
-            f"record {record.id!r}: its prompt and name take {needed} tokens, "
-            f"more than the model's context of {self._context}",
-            hint="leave the record out, offer fewer tools, or use --names-only",
+            f"record {record.id!r}: its prompt and a name take {needed} tokens, "
+            f"the model's context holds {self._context}",
+            hint="leave the record out, offer fewer tools, or tell only their names",
             record_id=record.id,
             tokens=needed,
             context=self._context,
         )
 
 
-_PLAIN: dict[str, Any] = {"add_special_tokens": False, "return_attention_mask": False, "verbose": False}
+def context_length(loaded: LoadedModel) -> int | None:
+    """Return how many positions the model knows, or None if its config sets no bound."""
+    config: Any = loaded.model.config.get_text_config(decoder=True)
+    length = getattr(config, "max_position_embeddings", None)
+    return length if isinstance(length, int) and length > 0 else None
+
+
+def close_thought(prompt: str) -> str:
+    """Return `prompt` with a thought that it leaves open at its end closed, empty."""
+    mark = opens_thought(prompt)
+    if mark is None:
+        return prompt
+    # The mark, an empty line, the closing mark: as templates write a thought that is switched off.
+    return f"{prompt.rstrip()}\n\n{mark[0]}/{mark[1:]}\n\n"
+
+
+def _leading(record: Record) -> list[dict[str, Any]]:
+    """Return the system message that the record's conversation begins with, or nothing."""
+    first = record.conversation_with_system()[:1]
+    return first if first[0]["role"] == "system" else []
+
+
+def _shared_length(rows: Sequence[Ids], shared: SharedText | None) -> int:
+    """Return how many tokens all prompts begin with, their last ones left out."""
+    if len(rows) < 2:
+        return 0
+    # The shared text bounds it: what queries of one window happen to share differs by window.
+    common = shared.ids if shared is not None else rows[0]
+    length = min(common_length(common, row) for row in rows)
+    return min(length, *(len(row) - 1 for row in rows))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -71,7 +71,7 @@ def right_call_statistics(
     shape: torch.Size,
     *,
     pooled: bool,
-    wanted: Callable[[int], bool],
+    wanted: frozenset[int],
 ) -> ToolStatistics:
     """Return statistics over the wanted calls that the model got right, each under its tool.
 
@@ -81,11 +81,11 @@ def right_call_statistics(
         layer: block index.
         shape: (tools, dim).
         pooled: whether to keep the scatter that a covariance needs.
-        wanted: tells of a call's index whether to use it.
+        wanted: indices of the calls to use.
     """
     statistics = ToolStatistics(*shape, pooled=pooled)
     for batch in layer_pass(layer):
-        own = batch.pick(lambda index: wanted(index) and not calls[index].wrong)
+        own = batch.pick([i in wanted and not calls[i].wrong for i in batch.calls])
         statistics.update(own.hidden, torch.tensor([calls[i].tool for i in own.calls]).long())
     return statistics
 

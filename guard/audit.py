@@ -1,8 +1,9 @@
-"""One structured log record a decision: names, numbers and reasons, never prompt or argument text."""
+"""One structured log record a decision: names, numbers and reasons, no prompt or argument text."""
 
 from __future__ import annotations
 
 import math
+import sys
 from typing import Any
 
 import structlog
@@ -35,6 +36,7 @@ def decision_record(decision: Decision) -> dict[str, Any]:
         "gaps": {signal: _finite(value) for signal, value in reading.gaps.items()},
         "candidates": {signal: _candidates(decision, signal) for signal in reading.scores},
         "status": reading.status,
+        "fault": reading.fault,
         "position": reading.position,
         "latency_us": round(decision.latency_us, 1),
     }
@@ -43,7 +45,8 @@ def decision_record(decision: Decision) -> dict[str, Any]:
 def _candidates(decision: Decision, signal: str) -> list[dict[str, Any]]:
     reading = decision.reading
     scores = dict(zip(reading.menu, reading.scores[signal], strict=True))
-    return [{"tool": name, "score": _finite(scores[name])} for name in reading.ranking(signal)[:CANDIDATES]]
+    best = reading.ranking(signal)[:CANDIDATES]
+    return [{"tool": name, "score": _finite(scores[name])} for name in best]
 
 
 def _finite(value: float) -> float | None:
@@ -51,7 +54,24 @@ def _finite(value: float) -> float | None:
     return round(value, 6) if math.isfinite(value) else None
 
 
+def default_logger() -> Any:
+    """Return the logger named toolguard: as structlog is configured, else JSON lines to stderr.
+
+    Structlog left alone prints coloured text to standard output, which is the program's own.
+    """
+    if structlog.is_configured():
+        return structlog.get_logger("toolguard")
+    return structlog.wrap_logger(
+        structlog.PrintLogger(sys.stderr),
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso"),
+            structlog.processors.JSONRenderer(),
+        ],
+    )
+
+
 def log_decision(decision: Decision, logger: Any | None = None) -> None:
-    """Write the decision to `logger`, by default structlog's logger named toolguard, as one event."""
-    log = logger if logger is not None else structlog.get_logger("toolguard")
+    """Write the decision to `logger`, or to `default_logger`, as one event."""
+    log = logger if logger is not None else default_logger()
     log.info(EVENT, **decision_record(decision))

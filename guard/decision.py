@@ -9,7 +9,8 @@ from typing import Literal
 from toolguard.guard.profile import ToolStatus
 
 Action = Literal["allow", "steer", "redirect", "veto", "confirm", "clarify"]
-"""What happens to a call. allow and steer let it go on, redirect forces another tool's name, the rest stop it."""
+"""What happens to a call: allow and steer let it go on, redirect forces another tool's name, the
+rest stop it."""
 
 Reason = Literal[
     "confident",
@@ -24,7 +25,6 @@ Reason = Literal[
     "unread",
     "refused_by_person",
     "approved_by_person",
-    "monitor",
 ]
 """Why: one word that policies, logs and tests can rely on."""
 
@@ -38,11 +38,13 @@ class Reading:
     Args:
         menu: tool names in menu order.
         chosen: the name the model wrote, or would write greedily; may be outside the menu.
-        scores: signal -> (tools,) scores in menu order; `logprob` in nats, `activation` in the readout's unit.
-        margins: signal -> score of the chosen tool minus the best other; +inf on a menu of one tool.
+        scores: signal -> (tools,) scores in menu order; `logprob` in nats, `activation` in the
+            readout's unit.
+        margins: signal -> score of the chosen tool minus the best other; +inf on a menu of one
+            tool.
         gaps: signal -> best score minus second best, whichever tool was chosen.
         status: how far the profile knows the chosen tool.
-        p_wrong: calibrated probability in [0, 1] that the choice is wrong; None if it cannot be given.
+        p_wrong: calibrated probability in [0, 1] that the choice is wrong; None if it is unknown.
         fault: why the evidence is incomplete; empty if it is whole.
         position: index of the decision token in prompt and answer together; -1 if unknown.
     """

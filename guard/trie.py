@@ -142,6 +142,23 @@ class NameTrie:
                 found.append(node)
         return tuple(reversed(found))
 
+    def path_of(self, name: str) -> tuple[int, ...]:
+        """Return the tokens that spell `name`, its terminator included.
+
+        Raises:
+            ConfigError: if the trie does not hold this name.
+        """
+        if name not in self._leaves:
+            raise ConfigError(f"{name!r} is not in the trie", name=name)
+        index = self.names.index(name)
+        node, path = ROOT, []
+        while node != self._leaves[name]:
+            token, node = next(
+                (token, kid) for token, kid in self._children[node].items() if index in self._below[kid]
+            )
+            path.append(token)
+        return tuple(path)
+
     def is_below(self, node: int, ancestor: int) -> bool:
         """Return whether `node` is `ancestor` or one of its descendants."""
         while node > ancestor:  # a parent always has the smaller number

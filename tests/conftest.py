@@ -5,12 +5,15 @@ A test that changes a model or a tokenizer makes its own with `tiny_models`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny_models
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from fakes import script_for
+from transformers import LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerFast
 
 from toolguard.adapters.blocks import ModelView, resolve_blocks
 from toolguard.adapters.loading import LoadedModel, wrap_model
@@ -69,3 +72,13 @@ def tiny_menu() -> Menu:
             {"name": "send_email", "description": "Send an email."},
         ]
     )
+
+
+@pytest.fixture(scope="session")
+def scripted() -> Callable[[LoadedModel, str], dict[str, Any]]:
+    """Give a function from a model and a text to options that make `generate` write the text."""
+
+    def options(loaded: LoadedModel, text: str) -> dict[str, Any]:
+        return {"logits_processor": LogitsProcessorList([script_for(loaded.tokenizer, text)])}
+
+    return options

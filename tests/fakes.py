@@ -1,4 +1,4 @@
-"""Stand-ins that several test files use: profiles without calibration, decoders that follow a script."""
+"""Stand-ins for several test files: profiles without calibration, decoders with a script."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def fake_profile(
     layer: int = 1,
     seed: int = 0,
 ) -> Profile:
-    """Return a profile of this model with random means; every P(wrong) up to `threshold` is allowed."""
+    """Return a profile of this model with random means; it allows P(wrong) up to `threshold`."""
     wire = wire or detect_format(loaded.tokenizer)
     names = name_tokens(loaded.tokenizer, wire, menu.names, "\n")
     draw = torch.Generator().manual_seed(seed)
@@ -83,7 +83,13 @@ def fake_profile(
         signals=("logprob", "activation"),
         risk=(
             RiskEntry(
-                target=0.05, confidence=0.95, threshold=threshold, n=100, coverage=1.0, realised=0.0, upper_bound=0.05
+                target=0.05,
+                confidence=0.95,
+                threshold=threshold,
+                n=100,
+                coverage=1.0,
+                realised=0.0,
+                upper_bound=0.05,
             ),
         ),
         requested_risk=RequestedRisk(target=0.05, confidence=0.95),
@@ -117,7 +123,9 @@ def _drop(_logger: object, _method: str, _event: object) -> str:
 class Script(LogitsProcessor):
     """Makes `generate` write given tokens, one list a row, then the end token."""
 
-    def __init__(self, prompt_length: int | None, scripts: Sequence[Sequence[int]], end: int) -> None:
+    def __init__(
+        self, prompt_length: int | None, scripts: Sequence[Sequence[int]], end: int
+    ) -> None:
         self.prompt_length, self.scripts, self.end = prompt_length, scripts, end
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
@@ -133,4 +141,6 @@ class Script(LogitsProcessor):
 
 def script_for(tokenizer: PreTrainedTokenizerBase, text: str) -> Script:
     """Return a script of one row that writes `text`."""
-    return Script(None, [tokenizer(text, add_special_tokens=False)["input_ids"]], tokenizer.eos_token_id)
+    return Script(
+        None, [tokenizer(text, add_special_tokens=False)["input_ids"]], tokenizer.eos_token_id
+    )

@@ -48,7 +48,13 @@ def call_text(agent: GuardedAgent, name: str, **arguments: Any) -> str:
 @pytest.mark.parametrize("sample", [False, True])
 @pytest.mark.parametrize("forced", [False, True])
 def test_guarded_tokens_equal_the_plain_model(
-    tiny_loaded: LoadedModel, tiny_menu: Menu, profile: Profile, rows: int, side: str, sample: bool, forced: bool
+    tiny_loaded: LoadedModel,
+    tiny_menu: Menu,
+    profile: Profile,
+    rows: int,
+    side: str,
+    sample: bool,
+    forced: bool,
 ) -> None:
     """With nothing to intervene the guarded sequence is token for token that of HF generate."""
     agent = agent_with(tiny_loaded, quiet_guard(profile, mode="enforce", uncalibrated="allow"))
@@ -64,19 +70,29 @@ def test_guarded_tokens_equal_the_plain_model(
     batch = tokenizer(texts, return_tensors="pt", padding=True, add_special_tokens=False)
     tokenizer.padding_side = tokenizer_side
     settings: dict[str, Any] = {"max_new_tokens": 24, "do_sample": sample}
-    written = [list(tokenizer(agent.wire.prefix(), add_special_tokens=False)["input_ids"])] * rows if forced else None
+    written = (
+        [list(tokenizer(agent.wire.prefix(), add_special_tokens=False)["input_ids"])] * rows
+        if forced
+        else None
+    )
     torch.manual_seed(3)
     plain = tiny_loaded.model.generate(**batch, **settings)
     torch.manual_seed(3)
-    watched = monitored.generate_ids(batch["input_ids"], batch["attention_mask"], tiny_menu.tools, written=written, **settings)
+    watched = monitored.generate_ids(
+        batch["input_ids"], batch["attention_mask"], tiny_menu.tools, written=written, **settings
+    )
     assert torch.equal(plain, watched.sequences)
     if not forced:
         torch.manual_seed(3)
-        guarded = agent.generate_ids(batch["input_ids"], batch["attention_mask"], tiny_menu.tools, **settings)
+        guarded = agent.generate_ids(
+            batch["input_ids"], batch["attention_mask"], tiny_menu.tools, **settings
+        )
         assert torch.equal(plain, guarded.sequences)
 
 
-def test_an_allowed_call_comes_back_whole(tiny_loaded: LoadedModel, tiny_menu: Menu, profile: Profile) -> None:
+def test_an_allowed_call_comes_back_whole(
+    tiny_loaded: LoadedModel, tiny_menu: Menu, profile: Profile
+) -> None:
     """A confident call is returned with its arguments, its decision and a chat message."""
     agent = agent_with(tiny_loaded, quiet_guard(profile, mode="enforce"))
     text = call_text(agent, "get_time", city="Rome")
@@ -88,10 +104,14 @@ def test_an_allowed_call_comes_back_whole(tiny_loaded: LoadedModel, tiny_menu: M
     assert result.finish_reason == "stop"
 
 
-def test_a_veto_stops_before_the_arguments(tiny_loaded: LoadedModel, tiny_menu: Menu, profile: Profile) -> None:
+def test_a_veto_stops_before_the_arguments(
+    tiny_loaded: LoadedModel, tiny_menu: Menu, profile: Profile
+) -> None:
     """No argument token of a vetoed tool is generated, and no call comes back."""
     doubt = fake_profile(tiny_loaded, tiny_menu, threshold=None)
-    agent = agent_with(tiny_loaded, quiet_guard(doubt, mode="enforce", tools={"send_email": {"doubtful": "veto"}}))
+    agent = agent_with(
+        tiny_loaded, quiet_guard(doubt, mode="enforce", tools={"send_email": {"doubtful": "veto"}})
+    )
     text = call_text(agent, "send_email", body="hello")
     result = agent.generate(ASK, tiny_menu.tools, **scripted(tiny_loaded, text))
     assert result.calls == ()
@@ -101,7 +121,9 @@ def test_a_veto_stops_before_the_arguments(tiny_loaded: LoadedModel, tiny_menu: 
     assert "send_email" in result.message["content"]
 
 
-def test_a_doubtful_call_is_redirected_to_its_rival(tiny_loaded: LoadedModel, tiny_menu: Menu) -> None:
+def test_a_doubtful_call_is_redirected_to_its_rival(
+    tiny_loaded: LoadedModel, tiny_menu: Menu
+) -> None:
     """The rival's name is forced and the model writes the rest; the cache crop changes nothing."""
     profile = fake_profile(tiny_loaded, tiny_menu, threshold=None)
     rules = {name: {"tier": "write", "doubtful": "redirect"} for name in ALL}
@@ -110,7 +132,13 @@ def test_a_doubtful_call_is_redirected_to_its_rival(tiny_loaded: LoadedModel, ti
     seen = {}
     for name in ALL:
         prefill = agent.wire.prefix() + name + '"'
-        result = agent.generate(ASK, tiny_menu.tools, prefill=agent.wire.prefix(), max_new_tokens=30, **scripted(tiny_loaded, name + '", "arguments": {}}\n</tool_call>'))
+        result = agent.generate(
+            ASK,
+            tiny_menu.tools,
+            prefill=agent.wire.prefix(),
+            max_new_tokens=30,
+            **scripted(tiny_loaded, name + '", "arguments": {}}\n</tool_call>'),
+        )
         seen[name] = result.decisions[0]
         assert prefill is not None
         if result.decisions[0].action == "redirect":
@@ -122,16 +150,26 @@ def test_a_doubtful_call_is_redirected_to_its_rival(tiny_loaded: LoadedModel, ti
 def test_clarify_asks_between_the_best_two(tiny_loaded: LoadedModel, tiny_menu: Menu) -> None:
     """A doubtful call under `clarify` becomes a question that names both candidates."""
     profile = fake_profile(tiny_loaded, tiny_menu, threshold=None)
-    agent = agent_with(tiny_loaded, quiet_guard(profile, mode="enforce", tools={"search": {"doubtful": "clarify"}}))
-    result = agent.generate(ASK, tiny_menu.tools, **scripted(tiny_loaded, call_text(agent, "search", query="x")))
+    agent = agent_with(
+        tiny_loaded, quiet_guard(profile, mode="enforce", tools={"search": {"doubtful": "clarify"}})
+    )
+    result = agent.generate(
+        ASK, tiny_menu.tools, **scripted(tiny_loaded, call_text(agent, "search", query="x"))
+    )
     assert result.calls == ()
     assert result.message["content"].startswith("Should I use search or ")
 
 
-def test_confirm_without_a_person_does_not_run(tiny_loaded: LoadedModel, tiny_menu: Menu, profile: Profile) -> None:
+def test_confirm_without_a_person_does_not_run(
+    tiny_loaded: LoadedModel, tiny_menu: Menu, profile: Profile
+) -> None:
     """A call that wants confirmation stops at its name if nobody can be asked."""
-    agent = agent_with(tiny_loaded, quiet_guard(profile, mode="enforce", tools={"search": {"rule": "confirm"}}))
-    result = agent.generate(ASK, tiny_menu.tools, **scripted(tiny_loaded, call_text(agent, "search", query="x")))
+    agent = agent_with(
+        tiny_loaded, quiet_guard(profile, mode="enforce", tools={"search": {"rule": "confirm"}})
+    )
+    result = agent.generate(
+        ASK, tiny_menu.tools, **scripted(tiny_loaded, call_text(agent, "search", query="x"))
+    )
     assert result.calls == ()
     assert result.decisions[0].action == "confirm"
 
@@ -141,7 +179,9 @@ def test_a_person_sees_the_whole_call_and_decides(
     tiny_loaded: LoadedModel, tiny_menu: Menu, profile: Profile, answer: bool
 ) -> None:
     """The callback gets the decision and the arguments; only True lets the call run."""
-    agent = agent_with(tiny_loaded, quiet_guard(profile, mode="enforce", tools={"search": {"rule": "confirm"}}))
+    agent = agent_with(
+        tiny_loaded, quiet_guard(profile, mode="enforce", tools={"search": {"rule": "confirm"}})
+    )
     asked: list[ToolCall] = []
 
     def ask(_decision: object, call: ToolCall) -> bool:
@@ -154,44 +194,71 @@ def test_a_person_sees_the_whole_call_and_decides(
     assert bool(result.calls) is answer
 
 
-def test_a_name_off_the_menu_is_vetoed(tiny_loaded: LoadedModel, tiny_menu: Menu, profile: Profile) -> None:
+def test_a_name_off_the_menu_is_vetoed(
+    tiny_loaded: LoadedModel, tiny_menu: Menu, profile: Profile
+) -> None:
     """A tool that nobody offered does not run, and its name stays out of the message."""
     agent = agent_with(tiny_loaded, quiet_guard(profile, mode="enforce"))
-    result = agent.generate(ASK, tiny_menu.tools, **scripted(tiny_loaded, call_text(agent, "drop_tables")))
+    result = agent.generate(
+        ASK, tiny_menu.tools, **scripted(tiny_loaded, call_text(agent, "drop_tables"))
+    )
     assert result.calls == ()
     assert result.decisions[0].reason == "not_on_menu"
     assert "drop_tables" not in result.message["content"]
 
 
-def test_monitor_runs_the_call_and_says_what_it_would_do(tiny_loaded: LoadedModel, tiny_menu: Menu) -> None:
+def test_monitor_runs_the_call_and_says_what_it_would_do(
+    tiny_loaded: LoadedModel, tiny_menu: Menu
+) -> None:
     """In monitor mode a doubtful call goes on; the decision keeps the action that enforce would take."""
-    agent = agent_with(tiny_loaded, quiet_guard(fake_profile(tiny_loaded, tiny_menu, threshold=None)))
-    result = agent.generate(ASK, tiny_menu.tools, **scripted(tiny_loaded, call_text(agent, "send_email")))
+    agent = agent_with(
+        tiny_loaded, quiet_guard(fake_profile(tiny_loaded, tiny_menu, threshold=None))
+    )
+    result = agent.generate(
+        ASK, tiny_menu.tools, **scripted(tiny_loaded, call_text(agent, "send_email"))
+    )
     assert len(result.calls) == 1
     assert (result.decisions[0].action, result.decisions[0].proposed) == ("allow", "veto")
 
 
-def test_two_calls_in_a_turn_are_judged_one_by_one(tiny_loaded: LoadedModel, tiny_menu: Menu, profile: Profile) -> None:
+def test_two_calls_in_a_turn_are_judged_one_by_one(
+    tiny_loaded: LoadedModel, tiny_menu: Menu, profile: Profile
+) -> None:
     """A denied second call leaves the first one standing."""
-    agent = agent_with(tiny_loaded, quiet_guard(profile, mode="enforce", tools={"send_email": {"rule": "deny"}}))
-    text = agent.wire.render_calls([ToolCall(name="get_time", arguments={"city": "Rome"}), ToolCall(name="send_email")])
+    agent = agent_with(
+        tiny_loaded, quiet_guard(profile, mode="enforce", tools={"send_email": {"rule": "deny"}})
+    )
+    text = agent.wire.render_calls(
+        [ToolCall(name="get_time", arguments={"city": "Rome"}), ToolCall(name="send_email")]
+    )
     result = agent.generate(ASK, tiny_menu.tools, **scripted(tiny_loaded, text))
     assert [c.name for c in result.calls] == ["get_time"]
     assert [d.action for d in result.decisions] == ["allow", "veto"]
 
 
-def test_text_streams_and_calls_do_not(tiny_loaded: LoadedModel, tiny_menu: Menu, profile: Profile) -> None:
+def test_text_streams_and_calls_do_not(
+    tiny_loaded: LoadedModel, tiny_menu: Menu, profile: Profile
+) -> None:
     """The callback gets the plain text in order and nothing of a call."""
     agent = agent_with(tiny_loaded, quiet_guard(profile, mode="enforce"))
     pieces: list[str] = []
-    agent.generate(ASK, tiny_menu.tools, on_text=pieces.append, **scripted(tiny_loaded, "It rains in Rome."))
+    agent.generate(
+        ASK, tiny_menu.tools, on_text=pieces.append, **scripted(tiny_loaded, "It rains in Rome.")
+    )
     assert "".join(pieces).replace(agent.loaded.tokenizer.eos_token, "") == "It rains in Rome."
     pieces.clear()
-    agent.generate(ASK, tiny_menu.tools, on_text=pieces.append, **scripted(tiny_loaded, call_text(agent, "search", query="x")))
+    agent.generate(
+        ASK,
+        tiny_menu.tools,
+        on_text=pieces.append,
+        **scripted(tiny_loaded, call_text(agent, "search", query="x")),
+    )
     assert "".join(pieces) == ""
 
 
-def test_a_malformed_call_is_an_error_and_not_a_call(tiny_loaded: LoadedModel, tiny_menu: Menu, profile: Profile) -> None:
+def test_a_malformed_call_is_an_error_and_not_a_call(
+    tiny_loaded: LoadedModel, tiny_menu: Menu, profile: Profile
+) -> None:
     """Truncated arguments give the parse error in the result and no call."""
     agent = agent_with(tiny_loaded, quiet_guard(profile, mode="enforce"))
     text = call_text(agent, "search", query="x")[:-14]
@@ -200,7 +267,9 @@ def test_a_malformed_call_is_an_error_and_not_a_call(tiny_loaded: LoadedModel, t
     assert result.malformed is not None
 
 
-def test_a_profile_of_another_model_is_refused(tiny_loaded: LoadedModel, tiny_menu: Menu, profile: Profile) -> None:
+def test_a_profile_of_another_model_is_refused(
+    tiny_loaded: LoadedModel, tiny_menu: Menu, profile: Profile
+) -> None:
     """A profile whose fingerprint differs does not load onto this model."""
     other = profile.meta.model.model_copy(update={"fingerprint": "0" * 64})
     wrong = Profile(
@@ -215,7 +284,9 @@ def test_a_profile_of_another_model_is_refused(tiny_loaded: LoadedModel, tiny_me
         agent_with(tiny_loaded, quiet_guard(wrong))
 
 
-@pytest.mark.parametrize("options", [{"num_beams": 2}, {"streamer": object()}, {"num_return_sequences": 2}])
+@pytest.mark.parametrize(
+    "options", [{"num_beams": 2}, {"streamer": object()}, {"num_return_sequences": 2}]
+)
 def test_options_that_cannot_be_guarded_are_refused(
     tiny_loaded: LoadedModel, tiny_menu: Menu, profile: Profile, options: dict[str, Any]
 ) -> None:
@@ -224,14 +295,18 @@ def test_options_that_cannot_be_guarded_are_refused(
         agent_with(tiny_loaded, quiet_guard(profile)).generate(ASK, tiny_menu.tools, **options)
 
 
-def test_a_prompt_longer_than_the_context_is_refused(tiny_loaded: LoadedModel, tiny_menu: Menu, profile: Profile) -> None:
+def test_a_prompt_longer_than_the_context_is_refused(
+    tiny_loaded: LoadedModel, tiny_menu: Menu, profile: Profile
+) -> None:
     """The error tells the prompt's length and the context's."""
     long = [{"role": "user", "content": "weather " * 5000}]
     with pytest.raises(ConfigError, match="context"):
         agent_with(tiny_loaded, quiet_guard(profile)).generate(long, tiny_menu.tools)
 
 
-def test_nothing_is_left_on_the_model(tiny_loaded: LoadedModel, tiny_menu: Menu, profile: Profile) -> None:
+def test_nothing_is_left_on_the_model(
+    tiny_loaded: LoadedModel, tiny_menu: Menu, profile: Profile
+) -> None:
     """After a generate that raises, no hook remains."""
     agent = agent_with(tiny_loaded, quiet_guard(profile))
 
@@ -240,5 +315,7 @@ def test_nothing_is_left_on_the_model(tiny_loaded: LoadedModel, tiny_menu: Menu,
 
     before = hooks_on(tiny_loaded)
     with pytest.raises(RuntimeError, match="stop"):
-        agent.generate(ASK, tiny_menu.tools, on_text=fail, **scripted(tiny_loaded, "It rains in Rome."))
+        agent.generate(
+            ASK, tiny_menu.tools, on_text=fail, **scripted(tiny_loaded, "It rains in Rome.")
+        )
     assert hooks_on(tiny_loaded) == before

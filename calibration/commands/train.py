@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 import torch
 
+from toolguard.adapters.loading import load_model
+from toolguard.adapters.wire.detection import detect_format
 from toolguard.calibration.command_options import json_option, write_json
 from toolguard.calibration.training.agent import train_agent
+from toolguard.calibration.training.architecture import DEFAULT_SHAPE, Shape
+from toolguard.calibration.training.card import TrainingFacts, figure_lines, write_card
 from toolguard.calibration.training.examples import TRAINING_TENTHS
 from toolguard.calibration.training.loop import Recipe
+from toolguard.calibration.training.measurement import (
+    DEFAULT_OPTIONS,
+    MeasurementOptions,
+    measure_agent,
+)
 
 _DEFAULT = Recipe()
 
@@ -61,12 +71,16 @@ def command() -> None:
 @click.option(
     "--width",
     type=click.IntRange(min=64),
-    default=256,
+    default=DEFAULT_SHAPE.width,
     show_default=True,
     help="Hidden size, a multiple of 64.",
 )
 @click.option(
-    "--layers", type=click.IntRange(min=2), default=6, show_default=True, help="Number of blocks."
+    "--layers",
+    type=click.IntRange(min=2),
+    default=DEFAULT_SHAPE.layers,
+    show_default=True,
+    help="Number of blocks.",
 )
 @click.option(
     "--tenths",
@@ -90,17 +104,80 @@ def agent(
     data: Path | None,
     tenths: int,
     threads: int | None,
+    width: int,
+    layers: int,
     json_path: str | None,
     **options: Any,
 ) -> None:
     """Train the reference agent: a small Qwen3 that calls tools in the Hermes format.
 
-    Writes OUT/log.jsonl while it runs, OUT/checkpoint.pt to resume from, and OUT/agent, a folder every --model takes.
+    Writes OUT/log.jsonl while it runs, OUT/checkpoint.pt to resume from, and OUT/agent, a folder
+    that every --model takes.
     """
     if threads:
         torch.set_num_threads(threads)
     recipe = Recipe(**{f.name: options.pop(f.name) for f in fields(Recipe) if f.name in options})
-    folder = train_agent(out, recipe, data=data, tenths=tuple(range(tenths)), **options)
+    folder = train_agent(
+        out,
+        recipe,
+        data=data,
+        tenths=tuple(range(tenths)),
+        shape=Shape(width=width, layers=layers),
+        **options,
+    )
     click.echo(f"agent written to {folder}", err=True)
     if json_path:
         write_json({"agent": str(folder)}, json_path)
+
+
+@command.command("card")
+@click.option(
+    "--model",
+    required=True,
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Folder of a trained agent; README.md and numbers.json are written into it.",
+)
+@click.option(
+    "--data",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Folder with snips/, hwu64/, clinc150/; default: its own tools alone.",
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Fixes frames and menus.")
+@click.option(
+    "--limit",
+    type=click.IntRange(min=1),
+    help="Most queries a source for the tool accuracy; default: all.",
+)
+@click.option(
+    "--generated",
+    type=click.IntRange(min=1),
+    default=DEFAULT_OPTIONS.generated,
+    show_default=True,
+    help="Most queries a source for which text is generated.",
+)
+@click.option("--device", help="cpu, cuda, cuda:N; default: CUDA where there is any.")
+@json_option
+def card(
+    model: Path,
+    data: Path | None,
+    seed: int,
+    limit: int | None,
+    generated: int,
+    device: str | None,
+    json_path: str | None,
+) -> None:
+    """Measure an agent on what it never saw and write its model card.
+
+    Human records are measured on the tenths that training.json does not list, by default 6 to 9.
+    """
+    facts = TrainingFacts.read(model)
+    loaded = load_model(str(model), device=device)
+    wire = detect_format(loaded.tokenizer)
+    options = MeasurementOptions(
+        data=data, learned=facts.tenths, seed=seed, limit=limit, generated=generated
+    )
+    measurement = measure_agent(loaded, wire, options, partial(click.echo, err=True))
+    write_card(model, loaded, wire, facts, measurement)
+    click.echo(figure_lines(measurement), err=json_path == "-")
+    if json_path:
+        write_json(measurement.to_dict(), json_path)

@@ -1,4 +1,4 @@
-"""Training the reference agent end to end: data, tokenizer, model, loop, and the folder that ships."""
+"""Training the reference agent end to end: data, tokenizer, model, loop, the folder that ships."""
 
 from __future__ import annotations
 
@@ -12,13 +12,20 @@ from pathlib import Path
 from random import Random
 
 import torch
+from torch import nn
 from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 
-from toolguard.calibration.training.architecture import build_agent, train_tokenizer
+from toolguard.calibration.training.architecture import (
+    DEFAULT_SHAPE,
+    Shape,
+    build_agent,
+    train_tokenizer,
+)
 from toolguard.calibration.training.catalog import Catalog, load_catalog
 from toolguard.calibration.training.examples import (
     HUMAN_SOURCES,
     TRAINING_TENTHS,
+    Example,
     Pool,
     catalog_pool,
     human_pools,
@@ -33,21 +40,18 @@ _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
 
 
 def keep_freed_memory() -> None:
-    """Tell glibc to reuse large blocks, which made a training step on two cores up to twice as fast."""
+    """Tell glibc to reuse large blocks: a training step on two cores became up to twice as fast."""
     if sys.platform != "linux":
         return
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):
-        for option, value in (
-            (_M_MMAP_MAX, 0),
-            (_M_TRIM_THRESHOLD, 2**31 - 1),
-            (_M_TOP_PAD, 2**28),
-        ):
-            libc.mallopt(option, value)
+        libc.mallopt(_M_MMAP_MAX, 0)
+        libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+        libc.mallopt(_M_TOP_PAD, 2**28)
 
 
 def tokenizer_texts(pools: Sequence[Pool], catalog: Catalog, seed: int) -> Iterator[str]:
-    """Yield what the tokenizer learns from: names, descriptions, queries and arguments of the training part."""
+    """Yield what the tokenizer learns from: names, descriptions, queries and arguments."""
     rng = Random(seed)
     yield from catalog.refusals
     for pool in pools:
@@ -55,18 +59,19 @@ def tokenizer_texts(pools: Sequence[Pool], catalog: Catalog, seed: int) -> Itera
             yield from [name] * 20
             yield tool.description
             yield " ".join(tool.parameters.get("properties", {}))
-            for example in pool.examples[name] or [
-                pool.draw_example(name, rng) for _ in range(TOKENIZER_DRAWS)
-            ]:
+            for example in pool.examples[name] or _draws(pool, name, rng):
                 yield example.query
                 yield example.query.lower()
-                yield json.dumps(
-                    dict(example.call.arguments) if example.call else {}, ensure_ascii=False
-                )
+                arguments = dict(example.call.arguments) if example.call else {}
+                yield json.dumps(arguments, ensure_ascii=False)
+
+
+def _draws(pool: Pool, name: str, rng: Random) -> list[Example]:
+    return [pool.draw_example(name, rng) for _ in range(TOKENIZER_DRAWS)]
 
 
 def training_pools(data: Path | None, tenths: Sequence[int]) -> list[Pool]:
-    """Return the catalogue and, where `data` is given, the human-written queries of these tenths."""
+    """Return the catalogue and, where `data` is given, the human-written queries of `tenths`."""
     humans = human_pools(data, tenths) if data else []
     return [catalog_pool("train"), *humans]
 
@@ -89,8 +94,7 @@ def train_agent(
     data: Path | None,
     tenths: Sequence[int] = tuple(range(TRAINING_TENTHS)),
     device: str = "cpu",
-    width: int = 256,
-    layers: int = 6,
+    shape: Shape = DEFAULT_SHAPE,
     held_out: int = 400,
     held_out_tenths: Sequence[int] = (),
 ) -> Path:
@@ -102,10 +106,10 @@ def train_agent(
         data: folder with snips/, hwu64/ and clinc150/; None trains on the catalogue alone.
         tenths: which tenths of the human records to learn from, by the hash of their id.
         device: torch device.
-        width: hidden size, a multiple of 64.
-        layers: number of blocks.
+        shape: size of the model.
         held_out: queries a source in the progress reading.
-        held_out_tenths: tenths the progress reading draws human queries from; empty reads the catalogue alone.
+        held_out_tenths: tenths that the progress reading draws human queries from; if empty, it
+            reads test frames of the catalogue alone.
 
     Raises:
         DatasetError: if `data` lacks a source.
@@ -116,7 +120,8 @@ def train_agent(
     pools = training_pools(data, tenths)
     out.mkdir(parents=True, exist_ok=True)
     tokenizer = _tokenizer(out, pools, catalog, recipe.seed)
-    model = build_agent(tokenizer, width=width, layers=layers).to(device)
+    model = build_agent(tokenizer, shape)
+    nn.Module.to(model, torch.device(device))  # the model's own `to` has no annotations
     builder = RowBuilder(tokenizer, catalog.refusals)
     cases = held_out_cases(
         data if held_out_tenths else None, held_out_tenths, held_out, recipe.seed
@@ -169,7 +174,7 @@ def _ship(
     model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path, facts: dict[str, object]
 ) -> Path:
     folder = out / "agent"
-    model.to(torch.bfloat16).save_pretrained(folder)
+    model.bfloat16().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     (folder / "training.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     return folder

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from importlib import resources
+from typing import Any, cast
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
@@ -21,6 +23,23 @@ MARKUP = (
 )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    """How large the agent is.
+
+    Args:
+        width: hidden size, a multiple of 64.
+        layers: number of blocks.
+    """
+
+    width: int = 256
+    layers: int = 6
+
+
+DEFAULT_SHAPE = Shape()
+"""About 5.8 million parameters."""
+
+
 def chat_template() -> str:
     """Return the agent's Jinja chat template."""
     folder = resources.files("toolguard.calibration.training")
@@ -28,7 +47,7 @@ def chat_template() -> str:
 
 
 def train_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
-    """Return a byte-level BPE tokenizer of `VOCABULARY` entries trained on `texts`, with the chat template set."""
+    """Return a byte-level BPE tokenizer of at most `VOCABULARY` entries, with the chat template."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -60,23 +79,27 @@ def train_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
 
 
 def build_agent(
-    tokenizer: PreTrainedTokenizerFast, *, width: int = 256, layers: int = 6
+    tokenizer: PreTrainedTokenizerFast, shape: Shape = DEFAULT_SHAPE
 ) -> Qwen3ForCausalLM:
-    """Return an untrained agent in float32 (about 5.6 million parameters at the default size)."""
+    """Return an untrained agent in float32; its weights depend on torch's seed alone."""
     config = Qwen3Config(
         vocab_size=VOCABULARY,
-        hidden_size=width,
-        intermediate_size=3 * width,
-        num_hidden_layers=layers,
-        num_attention_heads=width // 64,
-        num_key_value_heads=max(1, width // 128),
+        hidden_size=shape.width,
+        intermediate_size=3 * shape.width,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.width // 64,
+        num_key_value_heads=max(1, shape.width // 128),
         head_dim=64,
         max_position_embeddings=CONTEXT,
         rope_parameters={"rope_type": "default", "rope_theta": 100_000.0},
         tie_word_embeddings=True,
         attention_dropout=0.0,
         bos_token_id=None,
-        eos_token_id=tokenizer.convert_tokens_to_ids(TURN_END),
-        pad_token_id=tokenizer.convert_tokens_to_ids(PAD),
+        eos_token_id=_id_of(tokenizer, TURN_END),
+        pad_token_id=_id_of(tokenizer, PAD),
     )
     return Qwen3ForCausalLM(config)
+
+
+def _id_of(tokenizer: PreTrainedTokenizerFast, token: str) -> int:
+    return cast("int", cast("Any", tokenizer).convert_tokens_to_ids(token))

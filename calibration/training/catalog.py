@@ -1,7 +1,8 @@
 """The project's own queries: tools, sentence templates and word lists, written for this project.
 
-A template is plain text with `(a|b|)` alternatives, `{arg:lexicon}` argument slots, `{:lexicon}` fillers and `{arg=JSON}`
-constants that add no text. A lexicon entry `surface => JSON` writes `surface` and passes the JSON value.
+A template is plain text with `(a|b|)` alternatives, `{arg:lexicon}` argument slots, `{:lexicon}`
+fillers and `{arg=JSON}` constants that add no text. A lexicon entry `surface => JSON` writes
+`surface` and passes the JSON value.
 """
 
 from __future__ import annotations

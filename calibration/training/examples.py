@@ -1,4 +1,8 @@
-"""What the agent learns from: examples from the catalogue and from human-written records, and the menus around them."""
+"""What the agent learns from: examples, and the menus around them.
+
+Examples come from the catalogue's templates, expanded on every draw, and from human-written records
+of the tenths that are open to training.
+"""
 
 from __future__ import annotations
 
@@ -50,11 +54,19 @@ class Pool:
     sizes: tuple[int, int] = (2, 20)
     same_topic: float = 0.5
 
-    def draw_menu(self, rng: Random, size: int | None = None) -> list[Tool]:
-        """Return a shuffled menu of distinct tools, about `same_topic` of them from one topic."""
+    def draw_menu(
+        self, rng: Random, size: int | None = None, first: str | None = None
+    ) -> list[Tool]:
+        """Return a shuffled menu of distinct tools, about `same_topic` of them from one topic.
+
+        Args:
+            rng: source of randomness.
+            size: number of tools; by default drawn from `sizes`.
+            first: a tool that is in the menu and gives the topic; by default drawn.
+        """
         names = list(self.tools)
         size = min(size or rng.randint(*self.sizes), len(names))
-        first = rng.choice(names)
+        first = first or rng.choice(names)
         near = [n for n in names if n != first and self.groups[n] == self.groups[first]]
         chosen = [first, *rng.sample(near, min(len(near), round(self.same_topic * (size - 1))))]
         rest = [n for n in names if n not in chosen]
@@ -67,7 +79,10 @@ class Pool:
         return rng.choice(self.examples[name])
 
     def draw_silent(self, menu: Sequence[Tool], rng: Random) -> Example | None:
-        """Return an example that none of `menu` answers: a no-tool query, or one for a tool of an absent topic."""
+        """Return a query that none of `menu` answers; None if the pool has none.
+
+        It is a no-tool query, or one for a tool of a topic that the menu lacks.
+        """
         topics = {self.groups[tool.name] for tool in menu}
         absent = [n for n in self.examples if self.groups[n] not in topics]
         if absent and (not self.silent or rng.random() < 0.4):
@@ -92,7 +107,7 @@ class CatalogPool(Pool):
         )
 
     def draw_silent(self, menu: Sequence[Tool], rng: Random) -> Example | None:
-        """Return a no-tool query, or (two in five) a query for a tool that the menu does not offer."""
+        """Return a no-tool query, or (two in five) one for a tool that the menu does not offer."""
         absent = [n for n in self.tools if all(tool.name != n for tool in menu)]
         if absent and rng.random() < 0.4:
             return Example(query=self.draw_example(rng.choice(absent), rng).query, call=None)
@@ -110,14 +125,14 @@ def catalog_pool(part: str = "train") -> CatalogPool:
         name="catalog",
         tools=tools,
         groups=dict.fromkeys(tools, "catalog"),
-        examples=dict.fromkeys(tools, []),
+        examples={name: [] for name in tools},
         catalog=catalog,
         part=part,
     )
 
 
 def tenth_of(record_id: str) -> int:
-    """Return the record's tenth, 0 to 9; the agent learns from tenths below `TRAINING_TENTHS` only."""
+    """Return the record's tenth, 0 to 9; the agent learns from those below `TRAINING_TENTHS`."""
     return int(hashlib.sha256(record_id.encode()).hexdigest(), 16) % 10
 
 
@@ -176,7 +191,7 @@ def _human_pool(folder: Path, source: str, tenths: frozenset[int]) -> Pool:
 
 
 def vary_tools(menu: Sequence[Tool], rng: Random) -> Menu:
-    """Return the menu with everything, without descriptions, or (names only) without parameters too."""
+    """Return the menu with everything, without descriptions, or (names only) without parameters."""
     style = rng.random()
     if style < 0.3:
         return Menu(tuple(menu))
@@ -186,7 +201,7 @@ def vary_tools(menu: Sequence[Tool], rng: Random) -> Menu:
 
 
 def vary_query(example: Example, rng: Random, *, drop: float) -> Example:
-    """Return the example with augmented wording: case, and words dropped outside the argument values.
+    """Return the example with words dropped outside the argument values.
 
     Args:
         example: what to vary.

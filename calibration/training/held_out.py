@@ -1,4 +1,7 @@
-"""How often the agent names the right tool on queries it never saw: a quick teacher-forced reading during training."""
+"""How often the agent names the right tool on queries it never saw, read while it trains.
+
+Quick and teacher-forced: a name counts if each of its tokens is the model's first choice.
+"""
 
 from __future__ import annotations
 
@@ -10,15 +13,10 @@ import torch
 from transformers import Qwen3ForCausalLM
 
 from toolguard.calibration.training.examples import Example, Pool, fit_call
-from toolguard.calibration.training.packing import (
-    NAME,
-    SILENT,
-    Row,
-    RowBuilder,
-    collate,
-    conversation,
-)
+from toolguard.calibration.training.packing import NAME, Row, RowBuilder, conversation
 from toolguard.guard.tools import Menu
+
+_DRAWS = 20  # expansions a tool of a pool that has templates instead of examples
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,15 +28,20 @@ class Case:
 
 
 def draw_cases(pool: Pool, *, size: int, count: int, seed: int, queries: int = 8) -> list[Case]:
-    """Return at most `count` queries of the pool, a few to a menu of `size` tools that holds all of their right tools.
+    """Return at most `count` queries of the pool, a few to a menu that holds all their right tools.
 
-    Half of a menu's distractors come from the topic of its first tool, as `Pool.draw_menu` has it.
+    Args:
+        pool: what to draw from.
+        size: tools a menu, `same_topic` of them from the topic of its first one.
+        count: queries in all.
+        seed: fixes queries and menus.
+        queries: most queries to a menu.
     """
     rng = Random(seed)
     waiting = [
-        e
+        example
         for name in pool.tools
-        for e in (pool.examples[name] or [pool.draw_example(name, rng) for _ in range(20)])
+        for example in pool.examples[name] or [pool.draw_example(name, rng) for _ in range(_DRAWS)]
     ]
     rng.shuffle(waiting)
     waiting = waiting[:count]
@@ -52,55 +55,47 @@ def draw_cases(pool: Pool, *, size: int, count: int, seed: int, queries: int = 8
     return cases
 
 
-def _row(case: Case, builder: RowBuilder) -> Row:
-    row = Row()
-    ids = builder.tokenizer(builder.menu_text(case.menu), add_special_tokens=False)["input_ids"]
-    builder._append(row, ids, [SILENT] * len(ids), block=0)
-    for block, example in enumerate(case.examples, start=1):
-        call = fit_call(example.call, case.menu) if example.call else None
-        ids, weights = builder.encode(conversation(Example(query=example.query, call=call), ""))
-        builder._append(row, ids, weights, block=block)
-    return row
-
-
 @torch.inference_mode()
 def right_names(
     model: Qwen3ForCausalLM, builder: RowBuilder, cases: Sequence[Case], rows: int = 4
 ) -> tuple[int, int]:
-    """Return (right, all): queries whose every name token is the model's first choice, and how many there are."""
-    right = total = 0
-    for start in range(0, len(cases), rows):
-        batch = collate(
-            [_row(case, builder) for case in cases[start : start + rows]],
-            builder.tokenizer.pad_token_id,
+    """Return (right, all): queries whose name the model would write, and how many there are.
+
+    Args:
+        model: in evaluation mode.
+        builder: with the model's tokenizer.
+        cases: menus and queries.
+        rows: menus read at once.
+    """
+    total = sum(len(case.examples) for case in cases)
+    packed = [_row(case, builder) for case in cases]
+    starts = range(0, len(packed), rows)
+    missed = sum(_missed(model, builder, packed[at : at + rows]) for at in starts)
+    return total - missed, total
+
+
+def _row(case: Case, builder: RowBuilder) -> Row:
+    row = Row()
+    row.append_menu(builder.menu_ids(case.menu))
+    for example in case.examples:
+        call = fit_call(example.call, case.menu) if example.call else None
+        row.append_conversation(
+            *builder.encode(conversation(Example(query=example.query, call=call), ""))
         )
-        device = model.device
-        with torch.autocast(device.type, torch.bfloat16):
-            hidden = model.model(
-                input_ids=batch.ids.to(device),
-                position_ids=batch.positions.to(device),
-                attention_mask=batch.attends.to(device),
-                use_cache=False,
-            ).last_hidden_state
-        named = batch.weights[:, 1:] == NAME
-        chosen = model.lm_head(hidden[:, :-1][named.to(device)]).argmax(-1).cpu()
-        missed = chosen != batch.ids[:, 1:][named]
-        which = [(r, i) for r, i in named.nonzero().tolist()]
-        for index, case in enumerate(cases[start : start + rows]):
-            wrong = {
-                _block_at(batch, r, i + 1)
-                for (r, i), bad in zip(which, missed.tolist(), strict=True)
-                if bad and r == index
-            }
-            total += len(case.examples)
-            right += len(case.examples) - len(wrong)
-    return right, total
+    return row
 
 
-def _block_at(batch: object, row: int, position: int) -> tuple[int, int]:
-    # The conversation's first position is enough to tell conversations of a row apart.
-    weights = batch.weights[row]  # type: ignore[attr-defined]
-    start = position
-    while start and weights[start - 1] == NAME:
-        start -= 1
-    return row, start
+def _missed(model: Qwen3ForCausalLM, builder: RowBuilder, rows: Sequence[Row]) -> int:
+    """Return how many of the rows' conversations have a name token that is not the first choice."""
+    batch = builder.collate(rows).to(model.device)
+    with torch.autocast(model.device.type, torch.bfloat16):
+        hidden = model.model(
+            input_ids=batch.ids,
+            position_ids=batch.positions,
+            attention_mask=batch.attends,
+            use_cache=False,
+        ).last_hidden_state
+    named = batch.weights[:, 1:] == NAME
+    chosen = model.lm_head(hidden[:, :-1][named]).argmax(-1)  # (name tokens,)
+    wrong = named.nonzero()[chosen != batch.ids[:, 1:][named]]  # (missed tokens, 2): row, place
+    return len({(row, rows[row].blocks[place + 1]) for row, place in wrong.tolist()})

@@ -1,11 +1,15 @@
-"""The training loop: AdamW, cosine schedule, dropout by hooks, averaged weights, checkpoints that resume exactly."""
+"""The training loop: AdamW, cosine schedule, dropout by hooks, averaged weights.
+
+Every step's data and dropout depend on the seed and the step alone, so a run that goes on from its
+checkpoint repeats an unbroken one.
+"""
 
 from __future__ import annotations
 
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,16 +77,19 @@ def packed_loss(model: Qwen3ForCausalLM, batch: PackedBatch) -> tuple[Tensor, Te
     targets, weights = batch.ids[:, 1:][picked], weights[picked]
     losses = functional.cross_entropy(logits, targets, reduction="none")
     named = weights == NAME
-    return (losses * weights).sum() / weights.sum(), (logits.argmax(-1) == targets)[
-        named
-    ].float().mean()
+    right = (logits.argmax(-1) == targets)[named]
+    return (losses * weights).sum() / weights.sum(), right.float().mean()
 
 
 @contextmanager
 def dropout_on(model: Qwen3ForCausalLM, probability: float) -> Iterator[None]:
-    """Drop features of embedding, attention and MLP outputs while training; Qwen3 itself has dropout on attention weights only.
+    """Drop features of embedding, attention and MLP outputs while training.
 
-    One mask serves all positions of a row, which costs a thousandth of the random numbers (Gal and Ghahramani 2016).
+    Qwen3 itself has dropout on attention weights only. One mask serves all positions of a row,
+    which costs a thousandth of the random numbers.
+
+    Source: Gal & Ghahramani (2016), "A theoretically grounded application of dropout in recurrent
+        neural networks".
     """
 
     def drop(module: nn.Module, _: Any, output: Any) -> Any:
@@ -115,26 +122,30 @@ class AveragedWeights:
 
     @torch.no_grad()
     def update(self, model: nn.Module, step: int) -> None:
-        """Move the average towards the model; the decay warms up so that early steps are forgotten."""
+        """Move the average towards the model; the decay warms up, so early steps are forgotten."""
         decay = min(self.decay, (1 + step) / (10 + step))
         for name, p in model.named_parameters():
             self.values[name].lerp_(p.detach().float(), 1 - decay)
+
+    def copy_to(self, model: nn.Module) -> None:
+        """Give the model the averaged weights for good."""
+        _set_parameters(model, self.values)
 
     @contextmanager
     def applied_to(self, model: nn.Module) -> Iterator[None]:
         """Give the model the averaged weights for the duration of the block."""
         kept = {name: p.detach().clone() for name, p in model.named_parameters()}
-        self._copy(model, self.values)
+        self.copy_to(model)
         try:
             yield
         finally:
-            self._copy(model, kept)
+            _set_parameters(model, kept)
 
-    @staticmethod
-    @torch.no_grad()
-    def _copy(model: nn.Module, values: dict[str, Tensor]) -> None:
-        for name, p in model.named_parameters():
-            p.copy_(values[name])
+
+@torch.no_grad()
+def _set_parameters(model: nn.Module, values: Mapping[str, Tensor]) -> None:
+    for name, p in model.named_parameters():
+        p.copy_(values[name])
 
 
 def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
@@ -148,7 +159,17 @@ def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
 
 
 class Trainer:
-    """One run in one folder: `log.jsonl`, `checkpoint.pt`; a second start goes on where the first stopped."""
+    """One run in one folder, which goes on where it stopped.
+
+    Args:
+        model: trained in place.
+        builder: makes rows.
+        pools: what rows are drawn from, by the recipe's shares.
+        recipe: schedule and seed.
+        folder: gets `log.jsonl` and `checkpoint.pt`.
+        evaluate: further readings for the log, taken on the averaged weights.
+        evaluate_every: steps between those.
+    """
 
     def __init__(
         self,
@@ -222,7 +243,7 @@ class Trainer:
                 self.cpu_seconds = time.process_time() - cpu_started
                 self._report(loss, accuracy)
         self.save()
-        self.average._copy(self.model, self.average.values)
+        self.average.copy_to(self.model)
         self.model.eval()
 
     def _one_step(self, device: torch.device) -> tuple[float, float]:
@@ -231,7 +252,7 @@ class Trainer:
         torch.manual_seed(rng.getrandbits(32))
         pools, shares = zip(*self.shares, strict=True)
         batch = self.builder.batch(lambda: rng.choices(pools, shares)[0], rng, self.recipe.rows)
-        batch = PackedBatch(*(getattr(batch, f).to(device) for f in PackedBatch.__slots__))
+        batch = batch.to(device)
         for group in self.optimizer.param_groups:
             group["lr"] = self.recipe.rate_at(self.step)
         with torch.autocast(device.type, torch.bfloat16):

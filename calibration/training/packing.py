@@ -1,7 +1,8 @@
 """Rows for training: one menu, many independent conversations after it, each blind to the others.
 
-A row is `[menu][conversation 1][conversation 2]...`. Every conversation attends to the menu and to itself, and its
-positions continue from the menu's end, so the row computes exactly what separate prompts would, at a fraction of the cost.
+A row is `[menu][conversation 1][conversation 2]...`. Every conversation attends to the menu and to
+itself, and its positions continue from the menu's end, so the row computes exactly what separate
+prompts would, at a fraction of the cost.
 """
 
 from __future__ import annotations
@@ -10,19 +11,19 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from random import Random
+from typing import cast
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
+from toolguard.adapters.wire.prompting import apply_template
 from toolguard.calibration.training.examples import Example, Pool, fit_call, vary_query, vary_tools
 from toolguard.guard.tools import Menu, ToolCall
 
 NAME, ARGUMENTS, REPLY, QUERY, MARKUP, SILENT = 1.0, 0.3, 0.3, 0.1, 0.5, 0.0
 NAME_SEGMENT = 4  # index of the name in `conversation`
-CUT_SHARE = (
-    0.6  # human-written conversations that end at the name, which is what they are there to teach
-)
+CUT_SHARE = 0.6  # human-written conversations that end at the name, which they are there to teach
 RESULT_SHARE, LOWER_SHARE, SYSTEM_SHARE = 0.07, 0.4, 0.15
 SYSTEM_TEXTS = (
     "You are a helpful assistant.",
@@ -79,7 +80,8 @@ def conversation(example: Example, reply: str, result: str | None = None) -> lis
     if result is not None:
         pieces += [
             Segment(
-                f"<|im_start|>user\n<tool_response>\n{result}\n</tool_response><|im_end|>\n<|im_start|>assistant\n",
+                f"<|im_start|>user\n<tool_response>\n{result}\n</tool_response><|im_end|>\n"
+                "<|im_start|>assistant\n",
                 SILENT,
             ),
             Segment(f"Done: {result}<|im_end|>", REPLY),
@@ -90,25 +92,62 @@ def conversation(example: Example, reply: str, result: str | None = None) -> lis
 
 @dataclass(slots=True)
 class Row:
-    """Token ids with positions, conversation numbers (0 = menu) and target weights, all of one length."""
+    """Tokens of a menu and of the conversations behind it, as lists of one length.
+
+    Args:
+        ids: token ids.
+        positions: where each token stands in its own prompt.
+        blocks: conversation that each token belongs to, from 1; 0 is the menu.
+        weights: loss weight of predicting each token.
+    """
 
     ids: list[int] = field(default_factory=list)
     positions: list[int] = field(default_factory=list)
     blocks: list[int] = field(default_factory=list)
     weights: list[float] = field(default_factory=list)
 
+    def append_menu(self, ids: Sequence[int]) -> None:
+        """Append the tokens that all conversations of the row share; they come first."""
+        self._append(ids, [SILENT] * len(ids), block=0, start=0)
+
+    def append_conversation(self, ids: Sequence[int], weights: Sequence[float]) -> None:
+        """Append one conversation, whose positions go on from the menu's end."""
+        last = self.blocks[-1] if self.blocks else 0
+        self._append(ids, weights, block=last + 1, start=self.blocks.count(0))
+
+    def _append(
+        self, ids: Sequence[int], weights: Sequence[float], *, block: int, start: int
+    ) -> None:
+        self.ids += ids
+        self.positions += range(start, start + len(ids))
+        self.blocks += [block] * len(ids)
+        self.weights += weights
+
 
 @dataclass(frozen=True, slots=True)
 class PackedBatch:
-    """A batch of rows. ids, positions: (rows, length) int64; attends: (rows, 1, length, length) bool; weights: (rows, length) float32.
+    """A batch of rows.
 
-    `weights[r, i]` is the loss weight of predicting token i from token i - 1.
+    Args:
+        ids: (rows, length) int64.
+        positions: (rows, length) int64.
+        attends: (rows, 1, length, length) bool, from query to key.
+        weights: (rows, length) float32; [r, i] weighs predicting token i from token i - 1.
     """
 
     ids: Tensor
     positions: Tensor
     attends: Tensor
     weights: Tensor
+
+    def to(self, device: torch.device) -> PackedBatch:
+        """Return the batch on `device`."""
+        return PackedBatch(
+            ids=self.ids.to(device),
+            positions=self.positions.to(device),
+            attends=self.attends.to(device),
+            weights=self.weights.to(device),
+        )
 
 
 class RowBuilder:
@@ -133,32 +172,35 @@ class RowBuilder:
         """Return the prompt up to the first user turn."""
         turns = [{"role": "system", "content": system}] if system else []
         turns.append({"role": "user", "content": ""})
-        text = str(self.tokenizer.apply_chat_template(turns, tools=menu.schemas(), tokenize=False))
+        text = apply_template(
+            self.tokenizer, turns, tools=list(menu.schemas()), generation_prompt=False
+        )
         return text.removesuffix("<|im_start|>user\n<|im_end|>\n")
+
+    def menu_ids(self, menu: Menu, system: str = "") -> list[int]:
+        """Return the tokens of `menu_text`."""
+        text = self.menu_text(menu, system)
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def build(self, pool: Pool, rng: Random) -> Row:
         """Return one row of at most `budget` tokens: a menu and as many conversations as fit."""
         menu, ids = self._menu(pool, rng)
         row = Row()
-        self._append(row, ids, [SILENT] * len(ids), block=0)
-        block = 0
+        row.append_menu(ids)
         while True:
             ids, weights = self._conversation(pool, menu, rng)
             if len(row.ids) + len(ids) > self.budget:
                 return row
-            block += 1
-            self._append(row, ids, weights, block=block)
+            row.append_conversation(ids, weights)
 
     def _menu(self, pool: Pool, rng: Random) -> tuple[Menu, list[int]]:
         # A menu may take two thirds of a row, so that the rest pays for reading it.
         system = rng.choice(SYSTEM_TEXTS) if rng.random() < SYSTEM_SHARE else ""
         while True:
             menu = vary_tools(pool.draw_menu(rng), rng)
-            ids = self.tokenizer(self.menu_text(menu, system), add_special_tokens=False)[
-                "input_ids"
-            ]
+            ids = self.menu_ids(menu, system)
             if 3 * len(ids) <= 2 * self.budget:
-                return menu, list(ids)
+                return menu, ids
 
     def _conversation(self, pool: Pool, menu: Menu, rng: Random) -> tuple[list[int], list[float]]:
         example = self._example(pool, menu, rng)
@@ -181,7 +223,7 @@ class RowBuilder:
         return _lower(example) if rng.random() < LOWER_SHARE else example
 
     def encode(self, segments: Sequence[Segment]) -> tuple[list[int], list[float]]:
-        """Return token ids of the joined text and the weight of each token, that of the segment it starts in."""
+        """Return token ids of the joined text and the weight of the segment each one starts in."""
         text = "".join(segment.text for segment in segments)
         encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         bounds: list[tuple[int, float]] = []
@@ -197,20 +239,15 @@ class RowBuilder:
             weights.append(bounds[at][1])
         return list(encoded["input_ids"]), weights
 
-    def _append(
-        self, row: Row, ids: Sequence[int], weights: Sequence[float], *, block: int
-    ) -> None:
-        start = row.blocks.count(0) if block else 0
-        row.ids += ids
-        row.positions += range(start, start + len(ids))
-        row.blocks += [block] * len(ids)
-        row.weights += weights
-
     def batch(self, draw_pool: Callable[[], Pool], rng: Random, rows: int) -> PackedBatch:
         """Return `rows` rows padded on the right to one length."""
         drawn = [self.build(draw_pool(), rng) for _ in range(rows)]
         # One length for every step: kernels are compiled per shape.
-        return collate(drawn, self.tokenizer.pad_token_id, multiple=self.budget)
+        return self.collate(drawn, multiple=self.budget)
+
+    def collate(self, rows: Sequence[Row], multiple: int = 256) -> PackedBatch:
+        """Return rows as one batch whose length is a multiple of `multiple`."""
+        return collate(rows, cast("int", self.tokenizer.pad_token_id), multiple)
 
 
 def _lower(example: Example) -> Example:
@@ -226,7 +263,10 @@ def _lower(example: Example) -> Example:
 
 
 def collate(rows: Sequence[Row], pad_id: int, multiple: int = 256) -> PackedBatch:
-    """Return rows as one batch, its length a multiple of `multiple`; padding attends to itself only and carries no weight."""
+    """Return rows as one batch, padded on the right to a multiple of `multiple`.
+
+    Padding attends to padding only and carries no weight.
+    """
     length = -(-max(len(row.ids) for row in rows) // multiple) * multiple
 
     def stack(field_name: str, fill: float, dtype: torch.dtype) -> Tensor:

@@ -1,0 +1,285 @@
+"""Reading what a model decides on labelled records, as fast as the model allows.
+
+Records are taken in windows of fixed size and grouped by menu; what the prompts of a group share
+goes through the model once, the rest in packs (`packed_rows`). What is run together hangs on the
+records alone, never on which of them are done: an interrupted run that goes on gives, bit for bit,
+what an unbroken one does.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import defaultdict
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from toolguard.adapters.loading import LoadedModel
+from toolguard.adapters.wire import WireFormat
+from toolguard.calibration.decisions import Edit, PrefixStore, read_decisions, unpackable
+from toolguard.calibration.name_walk import walk_names
+from toolguard.calibration.near_duplicates import query_fingerprint
+from toolguard.calibration.packed_rows import PackedRows, PackPlan, PlainRow, Rows, plan_packs
+from toolguard.calibration.prompts import OnSkip, Prompt, PromptGroup, PromptWriter
+from toolguard.calibration.records import Record
+from toolguard.calibration.shared_text import Ids
+from toolguard.guard.errors import ConfigError, ReadoutError, ToolguardError
+
+WINDOW = 2048  # records looked at together; bounds the memory
+BATCH_TOKENS = 4096
+# On a CPU, packs of unlike rows gain nothing beyond this or a quarter of the prefix (measured on
+# one core, 6 blocks of width 256): each token looks at the whole pack, whatever the mask hides.
+_CPU_TOKENS = 256
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Observation:
+    """What was read at the decision token of one record.
+
+    Args:
+        record_id: the record's.
+        query_hash: `query_fingerprint` of its query, unsigned 64 bits.
+        menu_names: names of the tools offered, in menu order.
+        menu_hashes: their content hashes, of what the model was told.
+        label: index of the right call's name; None if no tool should be called.
+        right: indices of all names that count as right; empty if there is no label.
+        chosen: index of the model's greedy whole-name choice.
+        scores: (names,) float32, whole-name log-probabilities as `NameTrie.scores_after` has them.
+        hidden: (layers, dim) float32, the tapped blocks' outputs.
+    """
+
+    record_id: str
+    query_hash: int
+    menu_names: tuple[str, ...]
+    menu_hashes: tuple[str, ...]
+    label: int | None
+    right: frozenset[int]
+    chosen: int
+    scores: Tensor
+    hidden: Tensor
+
+    @property
+    def is_right(self) -> bool:
+        """Whether the model's choice counts as right."""
+        return self.chosen in self.right
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Job:
+    """Prompts to run together; kept: see `packed_rows.Pack`; None runs the one prompt plainly."""
+
+    shared: Ids
+    prompts: tuple[Prompt, ...]
+    kept: tuple[int, ...] | None
+
+
+def collect(  # noqa: PLR0913 - all but three have defaults
+    loaded: LoadedModel,
+    wire: WireFormat,
+    records: Iterable[Record],
+    *,
+    layers: Sequence[int],
+    on_skip: OnSkip,
+    batch_tokens: int = BATCH_TOKENS,
+    window: int = WINDOW,
+    names_only: bool = False,
+    share_prefix: bool = True,
+    edit: Edit | None = None,
+    done: Container[str] = (),
+    on_done: Callable[[int], None] | None = None,
+    on_plain: Callable[[str], None] | None = None,
+) -> Iterator[Observation]:
+    """Yield one observation a record, in an order that depends on the records alone.
+
+    The order is not the records': within a window those that run together come together.
+
+    Args:
+        loaded: the model.
+        wire: how it writes calls.
+        records: read lazily, a window at a time.
+        layers: distinct block indices to read.
+        on_skip: told of each record that has no prompt: no tools, a name the format cannot carry,
+            a conversation the template refuses, longer than the context.
+        batch_tokens: most new tokens in one forward; a longer prompt goes alone. Also the most
+            prefix tokens kept. On a CPU smaller packs are used where they are faster.
+        window: records looked at together; memory grows with it, and larger ones share more.
+        names_only: tell the model the tools' names alone.
+        share_prefix: False runs each prompt whole and alone, which is what the fast way must equal.
+        edit: changes the tapped blocks' outputs at the decision tokens; see `decisions.Edit`.
+        done: ids of records that need no observation.
+        on_done: told how many more records are dealt with, those done before and skipped included.
+        on_plain: told why, if the model cannot run packed prompts and each runs alone.
+
+    Raises:
+        ConfigError: if a layer is no block of the model, or listed twice.
+        UnsupportedModel: if the tokenizer cannot tell the decision token.
+        ReadoutError: if a reading is not finite; names the record.
+    """
+    _check_layers(loaded, layers)
+    if batch_tokens < 1 or window < 1:
+        raise ConfigError(
+            f"batch_tokens and window must be at least 1, found {batch_tokens} and {window}"
+        )
+    reason = unpackable(loaded) if share_prefix else None
+    if reason is not None and on_plain is not None:
+        on_plain(reason)
+    collector = _Collector(
+        loaded=loaded,
+        writer=PromptWriter(loaded, wire, names_only=names_only),
+        prefixes=PrefixStore(loaded, batch_tokens),
+        layers=tuple(layers),
+        batch_tokens=batch_tokens,
+        window=window,
+        packed=share_prefix and reason is None,
+        edit=edit,
+        done=done,
+        on_skip=on_skip,
+        on_done=on_done or _ignore,
+    )
+    return collector.run(records)
+
+
+def _ignore(_count: int) -> None:
+    pass
+
+
+def _check_layers(loaded: LoadedModel, layers: Sequence[int]) -> None:
+    blocks = len(loaded.view.blocks)
+    if len(set(layers)) != len(layers) or not all(0 <= layer < blocks for layer in layers):
+        raise ConfigError(
+            f"layers {list(layers)}: expected distinct block indices from 0 to {blocks - 1}",
+            layers=tuple(layers),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Collector:
+    """One call of `collect`; its arguments, checked."""
+
+    loaded: LoadedModel
+    writer: PromptWriter
+    prefixes: PrefixStore
+    layers: tuple[int, ...]
+    batch_tokens: int
+    window: int
+    packed: bool
+    edit: Edit | None
+    done: Container[str]
+    on_skip: OnSkip
+    on_done: Callable[[int], None]
+
+    def run(self, records: Iterable[Record]) -> Iterator[Observation]:
+        stream = iter(records)
+        while taken := list(itertools.islice(stream, self.window)):
+            if all(record.id in self.done for record in taken):
+                self.on_done(len(taken))
+            else:
+                yield from self._window(taken)
+
+    def _window(self, window: Sequence[Record]) -> Iterator[Observation]:
+        for job in self._jobs(window):
+            fresh = [prompt.record.id not in self.done for prompt in job.prompts]
+            # All of a job or none: what runs together decides the last bits.
+            observations = self._observe(job) if any(fresh) else ()
+            yield from itertools.compress(observations, fresh)
+            self.on_done(len(job.prompts))
+
+    def _jobs(self, window: Sequence[Record]) -> Iterator[_Job]:
+        """Yield the window's jobs: its menus in order of appearance, lone prompts at the end."""
+        lone: list[Prompt] = []
+        for records in self._by_menu(window):
+            group = self.writer.write(records, self._skip)
+            if len(group.prompts) <= 1:
+                lone += group.prompts  # shares nothing, so its suffix is the whole prompt
+            else:
+                yield from self._group_jobs(group)
+        if lone:
+            nothing = np.empty(0, dtype=np.int32)
+            yield from self._group_jobs(PromptGroup(shared=nothing, prompts=tuple(lone)))
+
+    def _by_menu(self, window: Sequence[Record]) -> Iterable[list[Record]]:
+        groups: dict[tuple[str, str], list[Record]] = defaultdict(list)
+        for record in window:
+            try:
+                groups[self.writer.group_key(record)].append(record)
+            except ConfigError as error:
+                self._skip(record, error)
+        return groups.values()
+
+    def _skip(self, record: Record, error: ToolguardError) -> None:
+        self.on_skip(record, error)
+        self.on_done(1)
+
+    def _group_jobs(self, group: PromptGroup) -> Iterator[_Job]:
+        shared, prompts = group.shared, group.prompts
+        if not self.packed:
+            for prompt in prompts:
+                yield _Job(shared=shared, prompts=(prompt,), kept=None)
+            return
+        suffixes = [prompt.suffix for prompt in prompts]
+        for pack in plan_packs(suffixes, self._plan(len(shared))):
+            members = tuple(prompts[member] for member in pack.members)
+            # A whole prompt alone needs no mask, which for a long one is large.
+            plain = len(members) == 1 and not len(shared)
+            yield _Job(shared=shared, prompts=members, kept=None if plain else pack.kept)
+
+    def _plan(self, prefix_length: int) -> PackPlan:
+        on_cpu = self.loaded.device.type == "cpu"
+        return PackPlan(
+            most=self.batch_tokens,
+            enough=max(_CPU_TOKENS, prefix_length // 4) if on_cpu else self.batch_tokens,
+            # A block's matrices hold about 12 width² weights, against 2 width a key looked at.
+            token_cost=prefix_length + 6 * self.loaded.view.hidden_size,
+        )
+
+    def _observe(self, job: _Job) -> list[Observation]:
+        try:
+            return self._read(job)
+        except ReadoutError:
+            if job.kept is None:
+                raise
+        # A NaN times a mask's zero is NaN: one row spoils its pack. Alone, each speaks for itself.
+        alone = (_Job(shared=job.shared, prompts=(row,), kept=None) for row in job.prompts)
+        return [observation for row in alone for observation in self._read(row)]
+
+    @torch.inference_mode()
+    def _read(self, job: _Job) -> list[Observation]:
+        ids = [prompt.record.id for prompt in job.prompts]
+        state = read_decisions(
+            self.loaded, self._rows(job), layers=self.layers, record_ids=ids, edit=self.edit
+        )
+        tries = [prompt.trie for prompt in job.prompts]
+        choices = walk_names(state.rows, state.logits, tries, ids)
+        # Off the inference-mode tensors, which no later fit could differentiate through.
+        with torch.inference_mode(mode=False):
+            return [
+                _observation(prompt, choice.chosen, choice.scores.clone(), hidden.clone())
+                for prompt, choice, hidden in zip(
+                    job.prompts, choices, state.hidden.unbind(), strict=True
+                )
+            ]
+
+    def _rows(self, job: _Job) -> Rows:
+        if job.kept is None:
+            return PlainRow(self.loaded, np.concatenate([job.shared, job.prompts[0].suffix]))
+        prefix = self.prefixes.get(job.shared)
+        return PackedRows(self.loaded, prefix, [prompt.suffix for prompt in job.prompts], job.kept)
+
+
+def _observation(prompt: Prompt, chosen: int, scores: Tensor, hidden: Tensor) -> Observation:
+    record, offered = prompt.record, prompt.offered
+    names = offered.menu.names
+    return Observation(
+        record_id=record.id,
+        query_hash=query_fingerprint(record.query),
+        menu_names=names,
+        menu_hashes=offered.hashes,
+        label=None if record.call is None else names.index(record.call.name),
+        right=frozenset(names.index(name) for name in record.right_names),
+        chosen=chosen,
+        scores=scores,
+        hidden=hidden,
+    )

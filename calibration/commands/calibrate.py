@@ -1,0 +1,362 @@
+"""`toolguard calibrate`: from a model and labelled records to a profile."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import click
+from tqdm import tqdm
+
+from toolguard.adapters.guarded_agent import model_facts
+from toolguard.adapters.loading import LoadedModel, load_model
+from toolguard.adapters.wire import WireFormat, detect_format, get_format
+from toolguard.calibration.add_tools import ToolUpdate
+from toolguard.calibration.calibration_run import (
+    Progress,
+    RunOptions,
+    SkippedRecord,
+    calibrate,
+    extend,
+    parse_layers,
+)
+from toolguard.calibration.collect import BATCH_TOKENS
+from toolguard.calibration.command_options import json_option, model_options, write_json
+from toolguard.calibration.dataset import RecordProblem, open_dataset
+from toolguard.calibration.fit_input import FitOptions, Preset
+from toolguard.calibration.profile_table import profile_table
+from toolguard.calibration.record_choice import ChosenRecords, choose_records, read_menu_file
+from toolguard.guard.profile import Profile
+
+_FIT = FitOptions()
+_SHOWN = 20  # lines of records left out, of each kind; --json has all
+_SPOOL = ".spool"
+
+
+@click.command("calibrate")
+@model_options
+@click.option(
+    "--data",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="Records: a .jsonl file, or a folder with records.jsonl and menus.json; may be repeated.",
+)
+@click.option(
+    "--out",
+    required=True,
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder of the profile.",
+)
+@click.option(
+    "--tools",
+    "--menus",
+    "menu_file",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="JSON list of tools to offer with every record, or a menus.json for all data.",
+)
+@click.option("--layers", metavar="L", help="Blocks to try: all, late, or 3,4,5.")
+@click.option(
+    "--max-risk",
+    type=float,
+    default=_FIT.max_risk,
+    show_default=True,
+    help="Highest share of wrong calls among those allowed.",
+)
+@click.option(
+    "--confidence",
+    type=float,
+    default=_FIT.confidence,
+    show_default=True,
+    help="Chance with which --max-risk must hold.",
+)
+@click.option(
+    "--folds",
+    type=click.IntRange(min=2),
+    default=5,
+    show_default=True,
+    help="Of cross-validation.",
+)
+@click.option(
+    "--min-examples",
+    type=click.IntRange(min=1),
+    default=_FIT.min_examples,
+    show_default=True,
+    help="Fewest right calls that a tool's mean is made from.",
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Of splits and folds.")
+@click.option(
+    "--batch-tokens",
+    type=click.IntRange(min=1),
+    default=BATCH_TOKENS,
+    show_default=True,
+    help="Most tokens in one forward.",
+)
+@click.option("--limit", type=click.IntRange(min=1), help="Use N records, drawn by the seed.")
+@click.option(
+    "--preset",
+    type=click.Choice(["paper"]),
+    help="The published recipe: names-only menus, cosine, three queries a tool, one fixed block.",
+)
+@click.option(
+    "--add-tools",
+    "added",
+    type=click.Path(path_type=Path),
+    help="Records of new or changed tools, to put into the profile in --out.",
+)
+@click.option("--keep-spool", is_flag=True, help="Keep what was read of the model, for a next run.")
+@click.option(
+    "--require-coverage",
+    type=click.FloatRange(0, 1),
+    help="Exit with 3 if a smaller share of the test calls is allowed.",
+)
+@json_option
+@click.pass_context
+def command(ctx: click.Context, /, added: Path | None, **options: Any) -> None:
+    """Make a profile from a model and labelled records.
+
+    Reads what the model decides on each record, chooses block and readout by cross-validation, and
+    finds the thresholds that keep the risk. A run that was interrupted goes on where it stopped.
+    Ends with a table; exit code 3 if --require-coverage is not reached.
+    """
+    if added is not None:
+        _refuse_with_add_tools(ctx)
+        _add_tools(added, **options)
+        return
+    if not options["data"]:
+        raise click.UsageError("Missing option '--data'.")
+    reached = _calibrate(**options)
+    wanted = options["require_coverage"]
+    if wanted is not None and reached < wanted:
+        click.echo(f"coverage {reached:.3f} is below the {wanted:g} required", err=True)
+        ctx.exit(3)
+
+
+def _refuse_with_add_tools(ctx: click.Context) -> None:
+    """Refuse options that would be ignored: what --add-tools takes from the profile."""
+    fixed = (
+        "data",
+        "layers",
+        "max_risk",
+        "confidence",
+        "folds",
+        "preset",
+        "require_coverage",
+        "limit",
+    )
+    given = [
+        f"--{name.replace('_', '-')}"
+        for name in fixed
+        if ctx.get_parameter_source(name) == click.core.ParameterSource.COMMANDLINE
+    ]
+    if given:
+        raise click.UsageError(f"--add-tools cannot be combined with {', '.join(given)}")
+
+
+def _calibrate(**options: Any) -> float:
+    """Make, save and show a profile; return the share of test calls it allows."""
+    preset: Preset = options["preset"] or ""
+    fit = FitOptions(
+        max_risk=options["max_risk"],
+        confidence=options["confidence"],
+        min_examples=options["min_examples"],
+        seed=options["seed"],
+        preset=preset,
+    )
+    problems: list[RecordProblem] = []
+    records = _records(options["data"], options, problems)
+    loaded, wire = _model(options)
+    blocks = len(loaded.view.blocks)
+    layers = (max(0, blocks - 2),) if preset else parse_layers(options["layers"], blocks)
+    out: Path = options["out"]
+    run = _run_options(options, layers=layers, names_only=bool(preset))
+    with _progress(len(records.items), 0 if preset else len(layers)) as progress:
+        result = calibrate(loaded, wire, records, run, fit, progress)
+    profile = result.profile
+    profile.save(out)
+    _drop_spool(run.spool, keep=options["keep_spool"])
+    _show(
+        [
+            *profile_table(profile, decision_token=_token_text(loaded, profile)),
+            *_next(profile, out),
+        ],
+        options,
+    )
+    _list_left_out(problems, result.skipped)
+    if options["json_path"] is not None:
+        report = profile.meta.model_dump(mode="json")
+        write_json(
+            {**report, "out": str(out), **_left_out(problems, result.skipped)}, options["json_path"]
+        )
+    coverage = next(
+        row["coverage"]["value"]
+        for row in profile.meta.metrics["test"]["risk"]
+        if row["target"] == fit.max_risk
+    )
+    return float(coverage or 0.0)
+
+
+def _add_tools(added: Path, **options: Any) -> None:
+    """Put the tools of a file of records into the profile in --out."""
+    out: Path = options["out"]
+    profile = Profile.load(out)
+    problems: list[RecordProblem] = []
+    records = _records([added], options, problems)
+    loaded, wire = _model(options, profile.meta.wire_format)
+    profile.verify(model_facts(loaded, wire))
+    names_only = profile.meta.preset == "paper"
+    run = _run_options(options, layers=(profile.meta.layer,), names_only=names_only)
+    with _progress(len(records.items), 0) as progress:
+        result = extend(
+            loaded,
+            wire,
+            profile,
+            records,
+            run,
+            min_examples=options["min_examples"],
+            progress=progress,
+        )
+    result.update.profile.save(out)
+    _drop_spool(run.spool, keep=options["keep_spool"])
+    _show(_update_lines(result.update, out), options)
+    _list_left_out(problems, result.skipped)
+    if options["json_path"] is not None:
+        update = result.update
+        report = {
+            "out": str(out),
+            "calibrated": list(update.calibrated),
+            "uncalibrated": list(update.uncalibrated),
+            "kept": dict(update.kept),
+            **_left_out(problems, result.skipped),
+        }
+        write_json(report, options["json_path"])
+
+
+def _records(
+    data: Sequence[Path], options: dict[str, Any], problems: list[RecordProblem]
+) -> ChosenRecords:
+    menus = read_menu_file(options["menu_file"])
+    dataset = open_dataset(data, menus=menus.menus)
+    chosen = choose_records(dataset, menu=menus.menu, limit=options["limit"], seed=options["seed"])
+    problems += dataset.problems
+    return chosen
+
+
+def _model(
+    options: dict[str, Any], format_name: str | None = None
+) -> tuple[LoadedModel, WireFormat]:
+    loaded = load_model(
+        options["model"],
+        device=options["device"],
+        dtype=options["dtype"],
+        revision=options["revision"],
+        layers_path=options["layers_path"],
+    )
+    name = options["wire_format"] or format_name
+    return loaded, get_format(name) if name else detect_format(loaded.tokenizer)
+
+
+def _run_options(
+    options: dict[str, Any], *, layers: tuple[int, ...], names_only: bool
+) -> RunOptions:
+    return RunOptions(
+        spool=options["out"] / _SPOOL,
+        layers=layers,
+        folds=options["folds"],
+        batch_tokens=options["batch_tokens"],
+        names_only=names_only,
+        seed=options["seed"],
+    )
+
+
+class _Bars:
+    """Bars on stderr: one for records, then one for layers."""
+
+    def __init__(self, records: int, layers: int) -> None:
+        self._layers = layers
+        self._bar = tqdm(total=records, desc="reading decisions", unit="call", leave=False)
+        self._choosing = False
+
+    def record(self, count: int) -> None:
+        self._bar.update(count)
+
+    def layer(self, _layer: int) -> None:
+        if not self._choosing:
+            self._bar.close()
+            self._choosing = True
+            self._bar = tqdm(total=self._layers, desc="choosing a layer", unit="layer", leave=False)
+        self._bar.update()
+
+    def close(self) -> None:
+        self._bar.close()
+
+
+@contextmanager
+def _progress(records: int, layers: int) -> Iterator[Progress]:
+    bars = _Bars(records, layers)
+    with closing(bars):
+        yield Progress(records=bars.record, layer=bars.layer, note=_note)
+
+
+def _note(line: str) -> None:
+    tqdm.write(line, file=sys.stderr)
+
+
+def _drop_spool(spool: Path, *, keep: bool) -> None:
+    if not keep and spool.is_dir():
+        shutil.rmtree(spool)
+
+
+def _token_text(loaded: LoadedModel, profile: Profile) -> str:
+    ids = profile.meta.prefix_ids
+    tokenizer = cast("Any", loaded.tokenizer)
+    return str(tokenizer.decode(list(ids[-1:]))) if ids else "the prompt's last"
+
+
+def _next(profile: Profile, out: Path) -> list[str]:
+    asked = profile.threshold() is not None
+    words = (
+        f"toolguard evaluate --profile {out} --model {profile.meta.model.name} --data FRESH"
+        if asked
+        else "give more records or a larger --max-risk; as it is, the evidence lets nothing pass"
+    )
+    return [f"{'saved':<16} {out}", f"{'next':<16} {words}"]
+
+
+def _update_lines(update: ToolUpdate, out: Path) -> list[str]:
+    rows = (
+        ("calibrated", ", ".join(update.calibrated)),
+        ("uncalibrated", ", ".join(update.uncalibrated)),
+        *((f"kept {name}", reason) for name, reason in update.kept.items()),
+        ("saved", f"{out}; thresholds are as before: calibrate again when many tools have come"),
+    )
+    return [f"{label:<16} {text}" for label, text in rows if text]
+
+
+def _show(lines: Sequence[str], options: dict[str, Any]) -> None:
+    click.echo("\n".join(lines), err=options["json_path"] == "-")
+
+
+def _list_left_out(problems: Sequence[RecordProblem], skipped: Sequence[SkippedRecord]) -> None:
+    """Name on stderr what was left out, so that nothing is lost unseen."""
+    for kind, lines in (
+        ("problems in the data", [str(problem) for problem in problems]),
+        ("records not read", [f"{one.record_id}: {one.reason}" for one in skipped]),
+    ):
+        if lines:
+            click.echo(f"{len(lines)} {kind}:", err=True)
+            click.echo("\n".join(f"  {line}" for line in lines[:_SHOWN]), err=True)
+        if len(lines) > _SHOWN:
+            click.echo(f"  and {len(lines) - _SHOWN} more; --json lists all", err=True)
+
+
+def _left_out(
+    problems: Sequence[RecordProblem], skipped: Sequence[SkippedRecord]
+) -> dict[str, Any]:
+    return {
+        "problems": [str(problem) for problem in problems],
+        "skipped": [{"id": one.record_id, "reason": one.reason} for one in skipped],
+    }

@@ -1,0 +1,166 @@
+"""`toolguard check`: one decision, read and judged without running anything."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from toolguard.adapters.guarded_agent import model_facts
+from toolguard.adapters.loading import LoadedModel, load_model
+from toolguard.adapters.wire import WireFormat, get_format
+from toolguard.calibration.collect import collect
+from toolguard.calibration.command_options import json_option, model_options, write_json
+from toolguard.calibration.dataset import parse_json
+from toolguard.calibration.records import Record
+from toolguard.guard.audit import decision_record
+from toolguard.guard.decision import Decision
+from toolguard.guard.errors import ConfigError, DatasetError, ToolguardError
+from toolguard.guard.guard import Evidence, Guard
+from toolguard.guard.tools import Menu
+
+_BATCH_TOKENS = 16_384
+
+
+@click.command("check")
+@click.option("--profile", "folder", required=True, type=click.Path(path_type=Path), help="Profile folder.")
+@model_options
+@click.option("--query", metavar="TEXT", help="What the user says.")
+@click.option("--messages", type=click.Path(path_type=Path), help="JSON list of chat messages instead of --query.")
+@click.option("--tools", type=click.Path(path_type=Path), help="JSON list of tools on offer; default: the profile's own menu.")
+@click.option("--policy", type=click.Path(path_type=Path), help="Policy file; default: enforce with the profile's risk target.")
+@json_option
+def command(
+    folder: Path,
+    model: str,
+    revision: str | None,
+    wire_format: str | None,
+    layers_path: str | None,
+    device: str | None,
+    dtype: str | None,
+    query: str | None,
+    messages: Path | None,
+    tools: Path | None,
+    policy: Path | None,
+    json_path: str | None,
+) -> None:
+    """Read one decision: scores of every tool, margins, P(wrong), and what the policy would do."""
+    if (query is None) == (messages is None):
+        raise click.UsageError("give either --query or --messages")
+    guard = Guard.load(folder, policy)
+    menu = _menu(tools) if tools else _profile_menu(guard, folder)
+    record = _record(query, messages, menu)
+    loaded = load_model(model, device=device, dtype=dtype, revision=revision, layers_path=layers_path)
+    wire = get_format(wire_format or _profile(guard).meta.wire_format)
+    _profile(guard).verify(model_facts(loaded, wire))
+    decision = read_decision(loaded, wire, guard, record)
+    if json_path:
+        write_json(_as_json(decision), json_path)
+    click.echo(table(decision), err=json_path == "-")
+
+
+def read_decision(loaded: LoadedModel, wire: WireFormat, guard: Guard, record: Record) -> Decision:
+    """Return the verdict on the tool that the model would choose greedily for this record.
+
+    Raises:
+        ConfigError: if the prompt does not fit the model's context.
+    """
+    profile = _profile(guard)
+    observation = next(
+        collect(
+            loaded,
+            wire,
+            [record],
+            layers=[profile.meta.layer],
+            batch_tokens=_BATCH_TOKENS,
+            names_only=profile.meta.preset == "paper",
+            on_skip=_refuse,
+        )
+    )
+    evidence = Evidence(
+        chosen=record.menu.names[observation.chosen],
+        hidden=observation.hidden[0],
+        logprob=observation.scores,
+    )
+    return guard.check(evidence, profile.view(record.menu))
+
+
+def table(decision: Decision) -> str:
+    """Return the reading as text a person can read, best tools first."""
+    reading = decision.reading
+    order = reading.ranking("logprob") or reading.menu
+    width = max(len(name) for name in order) + 2
+    lines = [f"  {'tool':<{width}}" + "".join(f"{signal:>14}" for signal in reading.scores)]
+    for name in order:
+        at = reading.menu.index(name)
+        mark = ">" if name == reading.chosen else " "
+        lines.append(f"{mark} {name:<{width}}" + "".join(f"{values[at]:>14.4f}" for values in reading.scores.values()))
+    margins = ", ".join(f"{signal} {value:.4f}" for signal, value in reading.margins.items())
+    limit = "nothing is allowed by evidence" if decision.threshold is None else f"allowed up to {decision.threshold:.4f}"
+    p_wrong = "unknown" if reading.p_wrong is None else f"{reading.p_wrong:.4f}"
+    lines += [
+        "",
+        f"margin of {reading.chosen}: {margins}",
+        f"P(wrong) {p_wrong}; {limit}",
+        f"the policy would {decision.proposed}: {decision.detail}" + (f" -> {decision.target}" if decision.target else ""),
+    ]
+    return "\n".join(lines)
+
+
+def _as_json(decision: Decision) -> dict[str, Any]:
+    scores = {s: dict(zip(decision.reading.menu, v, strict=True)) for s, v in decision.reading.scores.items()}
+    return {**decision_record(decision), "scores": scores}
+
+
+def _profile(guard: Guard) -> Any:
+    if guard.profile is None:
+        raise ConfigError("a profile is needed")
+    return guard.profile
+
+
+def _menu(path: Path) -> Menu:
+    content = _json_file(path)
+    tools = content if isinstance(content, list) else content.get("tools") if isinstance(content, dict) else None
+    if not isinstance(tools, list):
+        raise DatasetError(f"{path} holds no list of tools", hint='write [{"name": ..., "parameters": ...}, ...]')
+    return Menu.of(tools)
+
+
+def _profile_menu(guard: Guard, folder: Path) -> Menu:
+    tools = _profile(guard).meta.menu
+    if not tools:
+        raise ConfigError(f"the profile {folder} keeps no menu", hint="name the tools on offer with --tools")
+    return Menu.of(tools)
+
+
+def _record(query: str | None, messages: Path | None, menu: Menu) -> Record:
+    turns: Any = [{"role": "user", "content": query}] if messages is None else _json_file(messages)
+    if not isinstance(turns, list) or not turns:
+        raise DatasetError(f"{messages} holds no list of chat messages")
+    asked = next((turn.get("content") for turn in reversed(turns) if isinstance(turn, dict) and turn.get("role") == "user"), None)
+    return Record.model_validate(
+        {
+            "id": "check",
+            "source": "check",
+            "split": "check",
+            "query": asked or "",
+            "messages": turns,
+            "tools": menu.tools,
+            "call": None,
+        }
+    )
+
+
+def _json_file(path: Path) -> Any:
+    try:
+        return parse_json(path.read_text("utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
+    except (UnicodeDecodeError, json.JSONDecodeError, ValueError) as error:
+        raise DatasetError(f"{path} is not JSON: {error}") from error
+
+
+def _refuse(_record: Record, error: ToolguardError) -> None:
+    raise error
