@@ -189,8 +189,8 @@ class GuardedAgent:
     ) -> GuardedTokens:
         """Return the sequences of HF `generate`, guarded.
 
-        A row that is stopped is padded like a finished one. Redirects are not followed here: a
-        redirected row ends at the name.
+        A row that is stopped is padded like a finished one, from the token on that completed the
+        name. Redirects are not followed here: a redirected row ends at the name.
 
         Args:
             input_ids: (rows, length) int64 prompts, padded on either side.
@@ -215,8 +215,12 @@ class GuardedAgent:
         for prompt, tail, turn, kept in zip(prompts, tails, turns, real, strict=True):
             lead = opens_thought(tail) or ""
             request.add_row(len(prompt), lead=lead, written=turn, blind=not bool(kept[-1]))
-        room = options.room(input_ids.shape[1])
+        width = input_ids.shape[1]
+        room = options.room(width)
         output = self._generate(request, options, input_ids, attention_mask, new_tokens=room)
+        for sequence, row, turn in zip(output.sequences, request.rows, turns, strict=True):
+            if row.stopped_by_guard:
+                sequence[width + len(row.watcher.tokens) - len(turn) :] = options.pad_token
         judged = tuple(tuple(row.judged) for row in request.rows)
         return GuardedTokens(sequences=output.sequences, judged=judged)
 
@@ -243,7 +247,9 @@ class GuardedAgent:
                 prompt,
                 plan,
                 cache,
-                partial(self._go_on, plan, options, hold=hold, turn_tokens=len(prompt.written) + room),
+                partial(
+                    self._go_on, plan, options, hold=hold, turn_tokens=len(prompt.written) + room
+                ),
             )
             for row, prompt in zip(rows, prompts, strict=True)
         ]
@@ -275,7 +281,7 @@ class GuardedAgent:
         return wanted if limit is None else min(wanted, limit - width)
 
     def _own_cache(self, options: GenerateOptions) -> DynamicCache | None:
-        """Return a cache that is still at hand after `generate`, if a redirect may want it."""
+        """Return a cache to keep after `generate`, if a redirect may want it."""
         if not options.plain_cache or self.guard.monitoring or not self.guard.policy.redirects:
             return None
         return DynamicCache(config=self.loaded.model.config.get_text_config(decoder=True))

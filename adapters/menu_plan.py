@@ -112,6 +112,7 @@ def _same_token(profile: Profile, names: NameTokens) -> bool:
 
 
 def blank_view(menu: Menu, hidden_size: int) -> MenuView:
+    """Return the view of no profile at all: every tool unknown."""
     return MenuView(
         names=menu.names,
         statuses=dict.fromkeys(menu.names, "unknown"),

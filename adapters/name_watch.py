@@ -117,7 +117,8 @@ class NameWatcher:
         # Some tokenizer joins a name with the sign before it: the decision is made before the sign.
         self._fused = bool(opening) and not texts.join(names.prefix_ids).endswith(opening)
         self._read()
-        self._expect_name()
+        if not self._in_name:
+            self._expect_name()
 
     @property
     def text(self) -> str:
@@ -175,6 +176,13 @@ class NameWatcher:
         self._in_name, self.node = False, None
         self._searched = len(self.text)
         self._names_met += 1
+
+    def withdraw(self) -> None:
+        """Forget the last token, which completed a name that may not stand.
+
+        It may hold more than the name's end: `()]` is a whole list of arguments.
+        """
+        self.tokens.pop()
 
     def drop_last(self, token: int) -> None:
         """Forget a run of `token` at the end: padding after another criterion ended the row."""
@@ -241,7 +249,7 @@ class NameWatcher:
             calibrated_token=self._calibrated,
         )
         self._in_name, self.node = False, None
-        self._searched = end
+        self._searched = max(end, self._start + 1)  # an empty name must not be found again
         self._names_met += 1
         return written
 

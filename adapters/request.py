@@ -207,6 +207,8 @@ class GuardedRequest:
         ended = token in self._end_tokens
         if names or ended:
             self._judge_all(row, names or row.watcher.end())
+            if row.stopped_by_guard:
+                row.watcher.withdraw()
         row.finished = row.stopped_by_guard or ended
         return row.stopped_by_guard
 

@@ -29,7 +29,8 @@ class GuardedResult:
         message: HF chat message: role, content and, for calls that may run, tool_calls.
         calls: the calls that may run, in the order written.
         decisions: every decision, calls that do not run included, in the order written.
-        text: the turn as written, special tokens included.
+        text: the turn as written, special tokens included; where the guard ended it, up to the
+            token that completed the name.
         tokens: its token ids.
         finish_reason: `guard` if the guard ended the turn, `length` if the token limit did.
         malformed: the error in the turn's last call, which then does not run; None if there is

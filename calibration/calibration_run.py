@@ -7,9 +7,9 @@ over the hidden states as often as it needs to in constant memory.
 from __future__ import annotations
 
 import itertools
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ from toolguard.guard.errors import ConfigError, ToolguardError
 from toolguard.guard.profile import Profile
 from toolguard.guard.profile_meta import ModelIdentity
 from toolguard.guard.readout import margin
-from toolguard.guard.tools import sha256_text
+from toolguard.guard.tools import Menu, sha256_text
 
 LATE_LAYERS = 8
 _BATCH = 256  # rows; fixed, so that the last bits do not hang on where a run was interrupted
@@ -149,6 +149,8 @@ def calibrate(
         },
     )
     profile = fit_profile(collected, options, on_layer=progress.layer)
+    menu = tuple(_commonest_menu(records).schemas())
+    profile = replace(profile, meta=profile.meta.model_copy(update={"menu": menu}))
     return CalibrationResult(profile=profile, skipped=reading.skipped)
 
 
@@ -281,6 +283,17 @@ def _read(
         for observation in stream:
             spool.append(observation)
     return _Reading(spool=spool, finder=finder, skipped=tuple(skipped))
+
+
+def _commonest_menu(records: ChosenRecords) -> Menu:
+    """Return the menu of the most records; the first one met among equals."""
+    counts = Counter(_menu_key(record) for record in records)
+    [(commonest, _)] = counts.most_common(1)
+    return next(record.menu for record in records if _menu_key(record) == commonest)
+
+
+def _menu_key(record: Record) -> str:
+    return record.menu_id or record.menu.content_hash
 
 
 def _spool_key(

@@ -22,7 +22,8 @@ from toolguard.adapters.wire import WireFormat
 from toolguard.calibration.decisions import Edit, PrefixStore, read_decisions, unpackable
 from toolguard.calibration.name_walk import walk_names
 from toolguard.calibration.near_duplicates import query_fingerprint
-from toolguard.calibration.packed_rows import PackedRows, PackPlan, PlainRow, Rows, plan_packs
+from toolguard.calibration.pack_plan import PackPlan, plan_packs
+from toolguard.calibration.packed_rows import PackedRows, PlainRow, Rows
 from toolguard.calibration.prompts import OnSkip, Prompt, PromptGroup, PromptWriter
 from toolguard.calibration.records import Record
 from toolguard.calibration.shared_text import Ids
@@ -69,7 +70,7 @@ class Observation:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Job:
-    """Prompts to run together; kept: see `packed_rows.Pack`; None runs the one prompt plainly."""
+    """Prompts to run together; kept: see `pack_plan.Pack`; None runs the one prompt plainly."""
 
     shared: Ids
     prompts: tuple[Prompt, ...]

@@ -118,6 +118,7 @@ class ProfileMeta(_Entry):
         tensors_sha256: of the tensors' file; `Profile.save` fills it in.
         metrics: what was measured while it was made; for people and reports.
         preset: recipe it was made by; empty for the project's own.
+        menu: definitions of the tools that were most often offered together, for a first look.
     """
 
     version: Literal[1] = 1
@@ -143,6 +144,7 @@ class ProfileMeta(_Entry):
     tensors_sha256: str = ""
     metrics: dict[str, Any] = {}
     preset: str = ""
+    menu: tuple[dict[str, Any], ...] = ()
 
     @field_validator("calibrator", "single_calibrators")
     @classmethod

@@ -17,7 +17,7 @@ from toolguard.adapters.loading import LoadedModel, wrap_model
 from toolguard.adapters.wire import get_format
 from toolguard.calibration.collect import Observation, collect
 from toolguard.calibration.decisions import PrefixStore, unpackable
-from toolguard.calibration.packed_rows import PackPlan, plan_packs
+from toolguard.calibration.pack_plan import PackPlan, plan_packs
 from toolguard.calibration.prompts import PromptWriter, close_thought
 from toolguard.calibration.records import Record
 from toolguard.guard.errors import ConfigError, ReadoutError, ShapeError

@@ -15,6 +15,7 @@ from toolguard.calibration.training.packing import (
     NAME,
     QUERY,
     REPLY,
+    Mix,
     Row,
     RowBuilder,
     collate,
@@ -173,11 +174,12 @@ def test_conversations_are_blind_to_each_other():
 
 def test_rows_keep_to_the_budget_and_repeat(builder):
     """A row is no longer than the budget, and the same random state gives it again."""
+    mix = Mix(budget=512)
     for seed in range(6):
-        row = builder.build(catalog_pool(), Random(seed))
-        assert len(row.ids) <= builder.budget
-        assert row.blocks.count(0) * 3 <= 2 * builder.budget
-        assert row == builder.build(catalog_pool(), Random(seed))
+        row = builder.build(catalog_pool(), Random(seed), mix)
+        assert len(row.ids) <= 512
+        assert row.blocks.count(0) * 3 <= 2 * 512
+        assert row == builder.build(catalog_pool(), Random(seed), mix)
 
 
 @pytest.mark.xfail(

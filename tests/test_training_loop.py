@@ -16,21 +16,25 @@ from toolguard.calibration.training.held_out import draw_cases, right_names
 from toolguard.calibration.training.loop import (
     AveragedWeights,
     Recipe,
+    Stage,
     Trainer,
     dropout_on,
     packed_loss,
 )
-from toolguard.calibration.training.packing import RowBuilder, conversation
+from toolguard.calibration.training.packing import Mix, RowBuilder, conversation
 from toolguard.guard.tools import ToolCall
+
+# Rows of 512 tokens: `rows=1` draws two.
+STAGE = Stage(until=1.0, shares=(("catalog", 0.34),), mix=Mix(budget=512))
 
 
 @pytest.fixture(scope="module")
 def builder():
-    return RowBuilder(catalog_tokenizer(), load_catalog().refusals, budget=512)
+    return RowBuilder(catalog_tokenizer(), load_catalog().refusals)
 
 
 def trainer(folder, builder, steps, **options):
-    recipe = Recipe(steps=steps, rows=1, warmup=5, rate=5e-3)
+    recipe = Recipe(steps=steps, rows=1, warmup=5, rate=5e-3, stages=(STAGE,))
     return Trainer(tiny_agent(), builder, [catalog_pool()], recipe, folder, **options)
 
 
@@ -120,9 +124,20 @@ def test_the_seed_decides_the_run(tmp_path, builder):
 
 
 def test_pools_are_drawn_by_the_shares_of_those_given(tmp_path, builder):
-    """Without human data the catalogue's share is all there is."""
+    """A stage draws from the pools that the run has; with none of its own, from all of them."""
     run = trainer(tmp_path, builder, 1)
-    assert [(pool.name, share) for pool, share in run.shares] == [("catalog", 0.34)]
+    mixed = Stage(until=1.0, shares=(("catalog", 0.2), ("snips", 0.8)), mix=Mix())
+    human = Stage(until=1.0, shares=(("snips", 1.0),), mix=Mix())
+    drawn = [[(pool.name, s) for pool, s in run.shares_of(stage)] for stage in (mixed, human)]
+    assert drawn == [[("catalog", 0.2)], [("catalog", 1.0)]]
+
+
+def test_stages_follow_one_another():
+    """Every step of a run has a stage, and each stage has steps, in order."""
+    recipe = Recipe(steps=100)
+    stages = [recipe.stage_at(step) for step in range(100)]
+    assert list(dict.fromkeys(stages)) == list(recipe.stages)
+    assert recipe.stages[-1].until == 1.0
 
 
 def test_the_rate_warms_up_and_falls():

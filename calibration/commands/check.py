@@ -21,7 +21,7 @@ from toolguard.guard.errors import ConfigError, DatasetError, ToolguardError
 from toolguard.guard.guard import Evidence, Guard
 from toolguard.guard.tools import Menu
 
-_BATCH_TOKENS = 16_384
+_BATCH_TOKENS = 4096
 
 
 @click.command("check")

@@ -32,8 +32,8 @@ class Shape:
         layers: number of blocks.
     """
 
-    width: int = 256
-    layers: int = 6
+    width: int = 192
+    layers: int = 4
 
 
 DEFAULT_SHAPE = Shape()

@@ -41,7 +41,7 @@ class PublicSource:
 
 
 _CHANGES = (
-    "a sample was taken; intents were turned into tools with names and descriptions, {slots}"
+    "a sample was taken; intents were turned into tools with names and descriptions{slots}; "
     "queries were lower-cased and words left out at random while training."
 )
 _NO_WARRANTY = "It is provided as it is, without warranties; its authors do not endorse this model."
@@ -62,7 +62,7 @@ SOURCES = (
         url="https://github.com/sonos/nlu-benchmark",
         licence="CC0 1.0 Universal",
         licence_url="https://creativecommons.org/publicdomain/zero/1.0/",
-        changes=_CHANGES.format(slots="slots into arguments; "),
+        changes=_CHANGES.format(slots=", slots into arguments"),
         remark="The dedication asks for nothing; its authors ask to be cited.",
     ),
     PublicSource(
@@ -76,7 +76,7 @@ SOURCES = (
         url="https://github.com/xliuhw/NLU-Evaluation-Data",
         licence="Creative Commons Attribution 4.0 International (CC BY 4.0)",
         licence_url="https://creativecommons.org/licenses/by/4.0/",
-        changes=_CHANGES.format(slots="entities into arguments; "),
+        changes=_CHANGES.format(slots=", entities into arguments"),
         remark=_NO_WARRANTY,
     ),
     PublicSource(

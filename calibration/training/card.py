@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -148,7 +148,7 @@ def _what_it_is(loaded: LoadedModel, wire: WireFormat, facts: TrainingFacts) -> 
         "positions": f"{config.max_position_embeddings:,}",
         "embeddings": "tied" if config.tie_word_embeddings else "untied",
         "format of calls": wire.name,
-        "weights": f"safetensors, SHA-256 fingerprint `{loaded.fingerprint}`",
+        "weights": f"safetensors; fingerprint as {loaded.dtype}: `{loaded.fingerprint}`",
         "licence": "Apache-2.0; the training data: see Attribution",
     }
     table = "\n".join(f"| {key} | {value} |" for key, value in rows.items())
@@ -268,22 +268,29 @@ def _attributions(public: Sequence[PublicSource]) -> str:
 
 
 def _recipe(facts: TrainingFacts) -> str:
-    recipe = {**facts.recipe}
-    shares = ", ".join(f"{name} {share:g}" for name, share in recipe.pop("shares", ()))
-    settings = ", ".join(f"{name} {value:g}" for name, value in recipe.items())
+    settings = ", ".join(
+        f"{k} {v:g}" for k, v in facts.recipe.items() if isinstance(v, int | float)
+    )
+    stages = "\n".join(f"- {_stage(stage)}." for stage in facts.recipe.get("stages", ()))
     cpu = "not recorded" if facts.cpu_seconds is None else _hours(facts.cpu_seconds)
     note = f"\n\n{facts.note}" if facts.note else ""
     return (
         "## Recipe\n\n"
-        "`toolguard train agent --out RUN --data FOLDER`. Rows of about 1,024 tokens: one drawn "
+        "`toolguard train agent --out RUN --data FOLDER`. Rows of up to 1,024 tokens: one drawn "
         "menu of 2 to 20 tools (with everything, without descriptions, or names alone), then many "
         "conversations, each blind to the others. AdamW, cosine schedule after a warm-up, dropout "
         "on embedding, attention and MLP outputs, bfloat16 autocast; what ships is the moving "
         "average of the weights.\n\n"
-        f"Settings: {settings}. Shares of rows: {shares}.\n\n"
-        f"Wall time {_hours(facts.seconds)}, CPU time {cpu}, on {facts.device}, "
-        f"{facts.threads} threads.{note}"
+        f"Settings: {settings}. Stages:\n\n{stages}\n\n"
+        f"Wall time {_hours(facts.seconds)}, CPU time {cpu}, on {facts.device}; "
+        f"threads: {facts.threads}.{note}"
     )
+
+
+def _stage(stage: Mapping[str, Any]) -> str:
+    shares = ", ".join(f"{name} {share:g}" for name, share in stage["shares"])
+    mix = ", ".join(f"{name} {value:g}" for name, value in stage["mix"].items())
+    return f"until {_percent(stage['until'])} of the steps: rows from {shares}; {mix}"
 
 
 def _hours(seconds: float) -> str:

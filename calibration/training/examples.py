@@ -190,14 +190,13 @@ def _human_pool(folder: Path, source: str, tenths: frozenset[int]) -> Pool:
     )
 
 
-def vary_tools(menu: Sequence[Tool], rng: Random) -> Menu:
-    """Return the menu with everything, without descriptions, or (names only) without parameters."""
-    style = rng.random()
-    if style < 0.3:
-        return Menu(tuple(menu))
-    if style < 0.45:
+def vary_tools(menu: Sequence[Tool], rng: Random, *, names_only: float) -> Menu:
+    """Return the menu with names alone (this share), else whole or, one in three, undescribed."""
+    if rng.random() < names_only:
+        return Menu(tuple(Tool(name=t.name) for t in menu))
+    if rng.random() < 1 / 3:
         return Menu(tuple(Tool(name=t.name, parameters=t.parameters) for t in menu))
-    return Menu(tuple(Tool(name=t.name) for t in menu))
+    return Menu(tuple(menu))
 
 
 def vary_query(example: Example, rng: Random, *, drop: float) -> Example:

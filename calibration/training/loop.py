@@ -22,7 +22,33 @@ from torch.nn import functional
 from transformers import Qwen3ForCausalLM
 
 from toolguard.calibration.training.examples import Pool
-from toolguard.calibration.training.packing import NAME, PackedBatch, RowBuilder
+from toolguard.calibration.training.packing import NAME, Mix, PackedBatch, RowBuilder
+
+ROW_TOKENS = 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """A part of a run.
+
+    Args:
+        until: share of the run's steps, in (0, 1], at which it ends.
+        shares: pool name -> relative share of rows.
+        mix: how rows are drawn.
+    """
+
+    until: float
+    shares: tuple[tuple[str, float], ...]
+    mix: Mix
+
+
+_ALL = (("catalog", 0.27), ("snips", 0.08), ("clinc150", 0.37), ("hwu64", 0.28))
+# Few tools first: with 240 names from the start, reading the query was not learned in 600 steps.
+STAGES = (
+    Stage(until=0.04, shares=(("snips", 1.0),), mix=Mix(budget=512, names_only=1.0, cut=0.9)),
+    Stage(until=0.65, shares=_ALL, mix=Mix(budget=512, names_only=0.9, cut=0.85)),
+    Stage(until=1.0, shares=_ALL, mix=Mix(budget=1024, names_only=0.4, cut=0.5)),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,29 +57,28 @@ class Recipe:
 
     Args:
         steps: optimiser steps.
-        rows: packed rows a step.
+        rows: packed rows of 1,024 tokens a step; a stage of shorter rows draws more of them.
         rate: peak learning rate.
         decay: AdamW weight decay.
         dropout: probability on attention and MLP outputs and on embeddings.
         average: decay of the exponential moving average of the weights, which is what ships.
         seed: fixes weights, data order and dropout.
-        shares: pool name -> relative share of rows.
+        stages: what is drawn when.
     """
 
-    steps: int = 2500
+    steps: int = 3400
     rows: int = 4
-    rate: float = 2e-3
+    rate: float = 3e-3
     decay: float = 0.1
     dropout: float = 0.1
     average: float = 0.998
     warmup: int = 200
     seed: int = 0
-    shares: tuple[tuple[str, float], ...] = (
-        ("catalog", 0.34),
-        ("snips", 0.10),
-        ("clinc150", 0.26),
-        ("hwu64", 0.30),
-    )
+    stages: tuple[Stage, ...] = STAGES
+
+    def stage_at(self, step: int) -> Stage:
+        """Return the stage that `step` belongs to."""
+        return next(stage for stage in self.stages if step < stage.until * self.steps)
 
     def rate_at(self, step: int) -> float:
         """Return the learning rate at `step`: linear warm-up, then cosine to 2 % of the peak."""
@@ -64,7 +89,7 @@ class Recipe:
 
 
 def packed_loss(model: Qwen3ForCausalLM, batch: PackedBatch) -> tuple[Tensor, Tensor]:
-    """Return the weighted mean cross-entropy and the accuracy over name tokens, both scalars."""
+    """Return the weighted mean cross-entropy and the accuracy at names' first tokens, scalars."""
     hidden = model.model(
         input_ids=batch.ids,
         position_ids=batch.positions,
@@ -76,7 +101,8 @@ def packed_loss(model: Qwen3ForCausalLM, batch: PackedBatch) -> tuple[Tensor, Te
     logits = model.lm_head(hidden[:, :-1][picked]).float()  # (targets, vocab)
     targets, weights = batch.ids[:, 1:][picked], weights[picked]
     losses = functional.cross_entropy(logits, targets, reduction="none")
-    named = weights == NAME
+    opens = picked & (batch.weights[:, 1:] == NAME) & (batch.weights[:, :-1] != NAME)
+    named = opens[picked]
     right = (logits.argmax(-1) == targets)[named]
     return (losses * weights).sum() / weights.sum(), right.float().mean()
 
@@ -184,9 +210,6 @@ class Trainer:
     ) -> None:
         self.model, self.builder, self.recipe, self.folder = model, builder, recipe, folder
         self.pools = {pool.name: pool for pool in pools}
-        self.shares = [
-            (self.pools[name], share) for name, share in recipe.shares if name in self.pools
-        ]
         self.optimizer = _optimizer(model, recipe)
         self.average = AveragedWeights(model, recipe.average)
         self.evaluate, self.evaluate_every = evaluate, evaluate_every
@@ -199,6 +222,11 @@ class Trainer:
     def checkpoint(self) -> Path:
         """Where the run's state is kept."""
         return self.folder / "checkpoint.pt"
+
+    def shares_of(self, stage: Stage) -> list[tuple[Pool, float]]:
+        """Return the stage's pools with their shares; all pools alike if the run has none."""
+        found = [(self.pools[name], share) for name, share in stage.shares if name in self.pools]
+        return found or [(pool, 1.0) for pool in self.pools.values()]
 
     def resume(self) -> None:
         """Load the last checkpoint if there is one."""
@@ -250,8 +278,10 @@ class Trainer:
         # Data and dropout depend on (seed, step) alone, so a resumed run repeats an unbroken one.
         rng = Random(f"{self.recipe.seed}:{self.step}")
         torch.manual_seed(rng.getrandbits(32))
-        pools, shares = zip(*self.shares, strict=True)
-        batch = self.builder.batch(lambda: rng.choices(pools, shares)[0], rng, self.recipe.rows)
+        stage = self.recipe.stage_at(self.step)
+        pools, shares = zip(*self.shares_of(stage), strict=True)
+        rows = self.recipe.rows * max(1, ROW_TOKENS // stage.mix.budget)
+        batch = self.builder.batch(lambda: rng.choices(pools, shares)[0], rng, rows, stage.mix)
         batch = batch.to(device)
         for group in self.optimizer.param_groups:
             group["lr"] = self.recipe.rate_at(self.step)

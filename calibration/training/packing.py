@@ -23,7 +23,6 @@ from toolguard.guard.tools import Menu, ToolCall
 
 NAME, ARGUMENTS, REPLY, QUERY, MARKUP, SILENT = 1.0, 0.3, 0.3, 0.1, 0.5, 0.0
 NAME_SEGMENT = 4  # index of the name in `conversation`
-CUT_SHARE = 0.6  # human-written conversations that end at the name, which they are there to teach
 RESULT_SHARE, LOWER_SHARE, SYSTEM_SHARE = 0.07, 0.4, 0.15
 SYSTEM_TEXTS = (
     "You are a helpful assistant.",
@@ -45,6 +44,24 @@ RESULTS = (
     "queued",
     "true",
 )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mix:
+    """How rows are drawn.
+
+    Args:
+        budget: tokens a row.
+        names_only: share of menus without descriptions and parameters.
+        cut: share of human-written conversations that end at the name, which they teach.
+    """
+
+    budget: int = 1024
+    names_only: float = 0.4
+    cut: float = 0.5
+
+
+DEFAULT_MIX = Mix()
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,13 +175,11 @@ class RowBuilder:
         tokenizer: PreTrainedTokenizerFast,
         refusals: Sequence[str],
         *,
-        budget: int = 1024,
         silent_share: float = 0.12,
         drop: float = 0.15,
     ) -> None:
         self.tokenizer = tokenizer
         self.refusals = refusals
-        self.budget = budget
         self.silent_share = silent_share
         self.drop = drop
 
@@ -182,27 +197,29 @@ class RowBuilder:
         text = self.menu_text(menu, system)
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
-    def build(self, pool: Pool, rng: Random) -> Row:
-        """Return one row of at most `budget` tokens: a menu and as many conversations as fit."""
-        menu, ids = self._menu(pool, rng)
+    def build(self, pool: Pool, rng: Random, mix: Mix = DEFAULT_MIX) -> Row:
+        """Return one row of at most `mix.budget` tokens: a menu and the conversations that fit."""
+        menu, ids = self._menu(pool, rng, mix)
         row = Row()
         row.append_menu(ids)
         while True:
-            ids, weights = self._conversation(pool, menu, rng)
-            if len(row.ids) + len(ids) > self.budget:
+            ids, weights = self._conversation(pool, menu, rng, mix)
+            if len(row.ids) + len(ids) > mix.budget:
                 return row
             row.append_conversation(ids, weights)
 
-    def _menu(self, pool: Pool, rng: Random) -> tuple[Menu, list[int]]:
+    def _menu(self, pool: Pool, rng: Random, mix: Mix) -> tuple[Menu, list[int]]:
         # A menu may take two thirds of a row, so that the rest pays for reading it.
         system = rng.choice(SYSTEM_TEXTS) if rng.random() < SYSTEM_SHARE else ""
         while True:
-            menu = vary_tools(pool.draw_menu(rng), rng)
+            menu = vary_tools(pool.draw_menu(rng), rng, names_only=mix.names_only)
             ids = self.menu_ids(menu, system)
-            if 3 * len(ids) <= 2 * self.budget:
+            if 3 * len(ids) <= 2 * mix.budget:
                 return menu, ids
 
-    def _conversation(self, pool: Pool, menu: Menu, rng: Random) -> tuple[list[int], list[float]]:
+    def _conversation(
+        self, pool: Pool, menu: Menu, rng: Random, mix: Mix
+    ) -> tuple[list[int], list[float]]:
         example = self._example(pool, menu, rng)
         if rng.random() < RESULT_SHARE:
             segments = conversation(example, rng.choice(self.refusals), rng.choice(RESULTS))
@@ -210,7 +227,7 @@ class RowBuilder:
                 segments += conversation(self._example(pool, menu, rng), rng.choice(self.refusals))
             return self.encode(segments)
         segments = conversation(example, rng.choice(self.refusals))
-        if example.call and pool.name != "catalog" and rng.random() < CUT_SHARE:
+        if example.call and pool.name != "catalog" and rng.random() < mix.cut:
             segments = segments[: NAME_SEGMENT + 1]
         return self.encode(segments)
 
@@ -239,11 +256,13 @@ class RowBuilder:
             weights.append(bounds[at][1])
         return list(encoded["input_ids"]), weights
 
-    def batch(self, draw_pool: Callable[[], Pool], rng: Random, rows: int) -> PackedBatch:
+    def batch(
+        self, draw_pool: Callable[[], Pool], rng: Random, rows: int, mix: Mix = DEFAULT_MIX
+    ) -> PackedBatch:
         """Return `rows` rows padded on the right to one length."""
-        drawn = [self.build(draw_pool(), rng) for _ in range(rows)]
+        drawn = [self.build(draw_pool(), rng, mix) for _ in range(rows)]
         # One length for every step: kernels are compiled per shape.
-        return self.collate(drawn, multiple=self.budget)
+        return self.collate(drawn, multiple=mix.budget)
 
     def collate(self, rows: Sequence[Row], multiple: int = 256) -> PackedBatch:
         """Return rows as one batch whose length is a multiple of `multiple`."""
