@@ -66,7 +66,7 @@ class Recipe:
         stages: what is drawn when.
     """
 
-    steps: int = 3400
+    steps: int = 3200
     rows: int = 4
     rate: float = 3e-3
     decay: float = 0.1

@@ -22,7 +22,6 @@ from toolguard.calibration.training.examples import Example, Pool, fit_call, var
 from toolguard.guard.tools import Menu, ToolCall
 
 NAME, ARGUMENTS, REPLY, QUERY, MARKUP, SILENT = 1.0, 0.3, 0.3, 0.1, 0.5, 0.0
-NAME_SEGMENT = 4  # index of the name in `conversation`
 RESULT_SHARE, LOWER_SHARE, SYSTEM_SHARE = 0.07, 0.4, 0.15
 SYSTEM_TEXTS = (
     "You are a helpful assistant.",
@@ -209,12 +208,12 @@ class RowBuilder:
             row.append_conversation(ids, weights)
 
     def _menu(self, pool: Pool, rng: Random, mix: Mix) -> tuple[Menu, list[int]]:
-        # A menu may take two thirds of a row, so that the rest pays for reading it.
+        # A menu may take four fifths of a row, so that the rest pays for reading it.
         system = rng.choice(SYSTEM_TEXTS) if rng.random() < SYSTEM_SHARE else ""
         while True:
             menu = vary_tools(pool.draw_menu(rng), rng, names_only=mix.names_only)
             ids = self.menu_ids(menu, system)
-            if 3 * len(ids) <= 2 * mix.budget:
+            if 5 * len(ids) <= 4 * mix.budget:
                 return menu, ids
 
     def _conversation(
@@ -227,9 +226,12 @@ class RowBuilder:
                 segments += conversation(self._example(pool, menu, rng), rng.choice(self.refusals))
             return self.encode(segments)
         segments = conversation(example, rng.choice(self.refusals))
+        ids, weights = self.encode(segments)
         if example.call and pool.name != "catalog" and rng.random() < mix.cut:
-            segments = segments[: NAME_SEGMENT + 1]
-        return self.encode(segments)
+            # Cut tokens, not text: the quote after the name is one token with the comma behind it.
+            end = len(weights) - weights[::-1].index(NAME)
+            return ids[:end], weights[:end]
+        return ids, weights
 
     def _example(self, pool: Pool, menu: Menu, rng: Random) -> Example:
         example = pool.draw_silent(menu.tools, rng) if rng.random() < self.silent_share else None
