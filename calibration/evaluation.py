@@ -1,4 +1,8 @@
-"""What a profile is worth on labelled calls it never saw: accuracy, signals, risk, steering, no-call queries."""
+"""What a profile is worth on labelled calls it never saw.
+
+Accuracy of model and readout, how well each signal tells wrong calls, whether the risk target
+holds, steering, and queries that call for no tool.
+"""
 
 from __future__ import annotations
 
@@ -115,9 +119,9 @@ def evaluate_profile(
     records: Iterable[Record],
     options: EvaluationOptions,
     *,
-    on_done: Callable[[int], None] | None = None,
+    on_done: Callable[[int], object] | None = None,
 ) -> dict[str, Any]:
-    """Return the evaluation as plain JSON values; every rate is `{value, low, high, n}` with a 95 % interval.
+    """Return the evaluation as plain JSON values; a rate is `{value, low, high, n}` at 95 %.
 
     "Wrong" is the model's greedy whole-name choice at the decision token against the record's right
     names. Records that took part in fitting or selecting are left out and counted in `leaked`.
@@ -152,7 +156,8 @@ def evaluate_profile(
             on_done(1)
     if not calls:
         raise DatasetError(
-            f"no record is left to evaluate: {intake.leaked} took part in calibration, {len(skipped)} were skipped",
+            f"no record is left to evaluate: {intake.leaked} took part in calibration, "
+            f"{len(skipped)} were skipped",
             hint="pass data that calibration did not see",
         )
     return {
@@ -188,7 +193,11 @@ class _Judge:
         scores = view.scores(observation.hidden[0])
         margins: dict[str, float] = {}
         for signal, values in (("logprob", observation.scores), ("activation", scores)):
-            found = margin(values, observation.chosen) if math.isfinite(values[observation.chosen]) else math.nan
+            found = (
+                margin(values, observation.chosen)
+                if math.isfinite(values[observation.chosen])
+                else math.nan
+            )
             if not math.isnan(found):
                 margins[signal] = found
         readable = all(signal in margins for signal in self._calibrator.features)
@@ -197,9 +206,13 @@ class _Judge:
             record=record,
             chosen=chosen,
             wrong=observation.chosen not in observation.right,
-            readout_right=int(scores.argmax()) in observation.right if view.readout is not None else None,
+            readout_right=int(scores.argmax()) in observation.right
+            if view.readout is not None
+            else None,
             margins=margins,
-            p_wrong=self._calibrator.probability({s: margins[s] for s in self._calibrator.features}) if readable else None,
+            p_wrong=self._calibrator.probability({s: margins[s] for s in self._calibrator.features})
+            if readable
+            else None,
             trusted=view.statuses[chosen] == "calibrated",
         )
 
@@ -228,8 +241,13 @@ def _signals(calls: list[JudgedCall]) -> dict[str, Any]:
             "readout": (wilson(sum(right), len(right)) if right else undetermined(0)).to_dict(),
         },
         "signals": {signal: _signal(risks[signal], wrong) for signal in SIGNALS},
-        "against_logprob": {signal: _against(risks[signal], risks["logprob"], wrong) for signal in SIGNALS[1:]},
-        "calibration": {"ece": calibration_error(risks["combined"], wrong) if len(read) else None, "n": len(read)},
+        "against_logprob": {
+            signal: _against(risks[signal], risks["logprob"], wrong) for signal in SIGNALS[1:]
+        },
+        "calibration": {
+            "ece": calibration_error(risks["combined"], wrong) if read else None,
+            "n": len(read),
+        },
     }
 
 
@@ -245,7 +263,7 @@ def _signal(risk: Floats, wrong: NDArray[np.bool_]) -> dict[str, Any]:
 
 
 def _against(risk: Floats, baseline: Floats, wrong: NDArray[np.bool_]) -> dict[str, Any]:
-    """Return the paired differences to the log-probability margin; AUROC above 0 and AURC below 0 are better."""
+    """Return paired differences to the log-prob margin; AUROC above 0, AURC below 0 are better."""
     return {
         metric: paired_difference(metric, risk, baseline, wrong).to_dict()
         for metric in ("auroc", "aurc")
@@ -270,25 +288,47 @@ def _risk(calls: list[JudgedCall], profile: Profile, target: float | None) -> di
 
 
 def _steering(
-    loaded: LoadedModel, wire: WireFormat, profile: Profile, calls: list[JudgedCall], options: EvaluationOptions
+    loaded: LoadedModel,
+    wire: WireFormat,
+    profile: Profile,
+    calls: list[JudgedCall],
+    options: EvaluationOptions,
 ) -> dict[str, Any]:
     cases = _steering_cases(loaded, wire, profile, calls, options) if options.steering else []
     if not cases:
-        empty = {"n": 0, "switched": undetermined(0).to_dict(), "schema_valid": undetermined(0).to_dict()}
-        return {method: empty for method in METHODS}
+        empty = {
+            "n": 0,
+            "switched": undetermined(0).to_dict(),
+            "schema_valid": undetermined(0).to_dict(),
+        }
+        return dict.fromkeys(METHODS, empty)
     results = measure_steering(
-        loaded, wire, profile, cases, alpha=options.alpha, batch_tokens=options.batch_tokens, seed=options.seed
+        loaded,
+        wire,
+        profile,
+        cases,
+        alpha=options.alpha,
+        batch_tokens=options.batch_tokens,
+        seed=options.seed,
     )
     return {method: result.to_dict() for method, result in results.items()}
 
 
 def _steering_cases(
-    loaded: LoadedModel, wire: WireFormat, profile: Profile, calls: list[JudgedCall], options: EvaluationOptions
+    loaded: LoadedModel,
+    wire: WireFormat,
+    profile: Profile,
+    calls: list[JudgedCall],
+    options: EvaluationOptions,
 ) -> list[SteeringCase]:
-    """Return prompts with a target drawn from the same menu; records are used again, with other targets, if too few."""
+    """Return prompts with a target from the same menu; few records are used again."""
     rng = Random(options.seed)
     calibrated = {tool.name for tool in profile.meta.tools if tool.status == "calibrated"}
-    usable = [call for call in calls if call.chosen in calibrated and len(calibrated & set(call.record.menu.names)) > 1]
+    usable = [
+        call
+        for call in calls
+        if call.chosen in calibrated and len(calibrated & set(call.record.menu.names)) > 1
+    ]
     if not usable:
         return []
     rng.shuffle(usable)
@@ -296,7 +336,9 @@ def _steering_cases(
     cases: list[SteeringCase] = []
     for index in range(options.steering):
         call = usable[index % len(usable)]
-        target = rng.choice([n for n in call.record.menu.names if n in calibrated and n != call.chosen])
+        target = rng.choice(
+            [n for n in call.record.menu.names if n in calibrated and n != call.chosen]
+        )
         cases.append(_case(writer, wire, call, target))
     return cases
 
@@ -318,7 +360,11 @@ def _refuse(_record: Record, error: ToolguardError) -> None:
 
 
 def _no_call(
-    loaded: LoadedModel, wire: WireFormat, profile: Profile, silent: list[Record], options: EvaluationOptions
+    loaded: LoadedModel,
+    wire: WireFormat,
+    profile: Profile,
+    silent: list[Record],
+    options: EvaluationOptions,
 ) -> dict[str, Any]:
     """Return how often the model calls a tool where none is right, generating freely."""
     rng = Random(options.seed)
@@ -326,14 +372,21 @@ def _no_call(
     if not sample:
         return {"n": 0, "called": undetermined(0).to_dict()}
     writer = PromptWriter(loaded, wire, names_only=profile.meta.preset == "paper")
-    prompts = [loaded.tokenizer(writer.text(record), add_special_tokens=False)["input_ids"] for record in sample]
+    prompts = [
+        loaded.tokenizer(writer.text(record), add_special_tokens=False)["input_ids"]
+        for record in sample
+    ]
     turns = continue_prompts(loaded, prompts, new_tokens=64, batch_tokens=options.batch_tokens)
     called = sum(_calls(loaded, wire, tokens) for tokens in turns)
     return {"n": len(sample), "called": wilson(called, len(sample)).to_dict()}
 
 
 def _calls(loaded: LoadedModel, wire: WireFormat, tokens: list[int]) -> bool:
-    text = str(loaded.tokenizer.decode(tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+    text = str(
+        loaded.tokenizer.decode(
+            tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False
+        )
+    )
     return wire.find_name(text, 0) is not None
 
 
@@ -342,5 +395,7 @@ def _by_source(calls: list[JudgedCall]) -> dict[str, dict[str, Any]]:
     sources: dict[str, list[bool]] = {}
     for call in calls:
         sources.setdefault(call.record.source, []).append(not call.wrong)
-    rates: dict[str, Rate] = {source: wilson(sum(right), len(right)) for source, right in sorted(sources.items())}
+    rates: dict[str, Rate] = {
+        source: wilson(sum(right), len(right)) for source, right in sorted(sources.items())
+    }
     return {source: rate.to_dict() for source, rate in rates.items()}

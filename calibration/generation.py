@@ -1,4 +1,4 @@
-"""Greedy continuations of many prompts at once, with an optional edit of the last prompt position."""
+"""Greedy continuations of many prompts, with an optional edit of the last prompt position."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def continue_prompts(
     layer: int = 0,
     vectors: Tensor | None = None,
 ) -> list[list[int]]:
-    """Return the greedy continuation of each prompt, in the order given, up to its end-of-turn token.
+    """Return the greedy continuation of each prompt, in order, up to its end-of-turn token.
 
     Args:
         loaded: the model.
@@ -95,7 +95,7 @@ def _continue_batch(
 def end_tokens(loaded: LoadedModel) -> tuple[int, ...]:
     """Return the ids that end a turn, the model's own first."""
     config = loaded.model.generation_config
-    ends = config.eos_token_id if config is not None else None
+    ends = getattr(config, "eos_token_id", None)
     listed = ends if isinstance(ends, list) else [ends]
     ids = [i for i in [*listed, loaded.tokenizer.eos_token_id] if i is not None]
     return tuple(dict.fromkeys(ids))

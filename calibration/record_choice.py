@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,7 +66,7 @@ def choose_records(
             items.append(SplitItem.of(record))
     if limit is not None and len(items) > limit:
         counts["beyond_limit"] = len(items) - limit
-        kept = {item.id for item in sorted(items, key=lambda i: _draw(i.id, seed))[:limit]}
+        kept = _drawn_ids([item.id for item in items], limit, seed)
         items = [item for item in items if item.id in kept]
     if not items:
         raise DatasetError(
@@ -76,6 +76,18 @@ def choose_records(
             hint="check the data with `toolguard data validate`",
         )
     return ChosenRecords(dataset=dataset, menu=menu, items=tuple(items), counts=dict(counts))
+
+
+def sample_records(dataset: Dataset, limit: int | None, seed: int = 0) -> Iterable[Record]:
+    """Return the records, or `limit` of them drawn by id and seed, whatever their order."""
+    if limit is None:
+        return dataset
+    kept = _drawn_ids([record.id for record in dataset], limit, seed)
+    return (record for record in dataset if record.id in kept)
+
+
+def _drawn_ids(ids: Sequence[str], limit: int, seed: int) -> frozenset[str]:
+    return frozenset(sorted(ids, key=lambda record_id: _draw(record_id, seed))[:limit])
 
 
 def _draw(record_id: str, seed: int) -> bytes:

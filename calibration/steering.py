@@ -1,4 +1,4 @@
-"""Does pushing the hidden state change the tool, and do the arguments follow? Four ways, one measurement."""
+"""Does pushing the hidden state change the tool, and do the arguments follow?"""
 
 from __future__ import annotations
 
@@ -46,14 +46,14 @@ class SteeringCase:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SteeringResult:
-    """How often the tool switched, and how often the whole call fits the target's schema, over all cases."""
+    """How often the tool switched and the whole call fits the target's schema, over all cases."""
 
     switched: Rate
     schema_valid: Rate
     collisions: int
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON values; `schema_valid` counts a call that did not switch as not valid."""
+        """Return plain JSON; in `schema_valid` a call that did not switch is not valid."""
         return {
             "n": self.switched.n,
             "switched": self.switched.to_dict(),
@@ -75,9 +75,9 @@ def measure_steering(
 ) -> dict[SteeringMethod, SteeringResult]:
     """Return, for each method, the switch rate and the schema validity over the same cases.
 
-    `mean_difference` adds alpha times the target's mean minus the source's; `unembedding_row` adds the
-    difference of the unembedding rows of the tokens where the two names part at the root, and
-    `random` a Gaussian vector, both scaled to the same norm; `redirect` forces the target's name.
+    `mean_difference` adds alpha times the target's mean minus the source's; `unembedding_row` adds
+    the difference of the unembedding rows of the two names' first tokens, and `random` a Gaussian
+    vector, both scaled to the same norm; `redirect` forces the target's name.
 
     Args:
         loaded: the model.
@@ -89,7 +89,7 @@ def measure_steering(
         batch_tokens: bound on one batch.
         seed: of the random vectors.
 
-    Source: DESIGN section 5; the controls follow section 6.1 of the method's published description.
+    Source: docs/decisions/0003-margin.md; Wu et al., arXiv 2605.07990, for the controls.
     """
     natural = torch.stack([_mean_difference(profile, case) for case in cases]) * alpha
     rows = torch.stack([_row_difference(loaded, case) for case in cases])
@@ -104,7 +104,10 @@ def measure_steering(
     results: dict[SteeringMethod, SteeringResult] = {}
     for method in METHODS:
         forced = method == "redirect"
-        prompts = [(*case.prompt, *case.trie.path_of(case.target)) if forced else case.prompt for case in cases]
+        prompts = [
+            (*case.prompt, *case.trie.path_of(case.target)) if forced else case.prompt
+            for case in cases
+        ]
         texts = continue_prompts(
             loaded,
             prompts,
@@ -114,7 +117,9 @@ def measure_steering(
             vectors=vectors[method],
         )
         outcomes = [
-            _outcome(loaded, wire, case, [*case.trie.path_of(case.target), *tokens] if forced else tokens)
+            _outcome(
+                loaded, wire, case, [*case.trie.path_of(case.target), *tokens] if forced else tokens
+            )
             for case, tokens in zip(cases, texts, strict=True)
         ]
         results[method] = SteeringResult(
@@ -145,7 +150,8 @@ def _collide(case: SteeringCase) -> bool:
 def _at_norm(vectors: Tensor, like: Tensor) -> Tensor:
     """Return the vectors (rows, dim) at the norms of `like`; a zero vector stays zero."""
     length = torch.linalg.vector_norm(vectors, dim=1, keepdim=True).clamp_min(1e-12)
-    return vectors / length * torch.linalg.vector_norm(like, dim=1, keepdim=True)
+    scaled: Tensor = vectors / length * torch.linalg.vector_norm(like, dim=1, keepdim=True)
+    return scaled
 
 
 def _outcome(
@@ -154,7 +160,7 @@ def _outcome(
     """Return whether the target was called, and whether the whole call fits its schema."""
     text = case.turn + str(
         loaded.tokenizer.decode(
-            tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False
+            list(tokens), skip_special_tokens=False, clean_up_tokenization_spaces=False
         )
     )
     span = wire.find_name(text, 0)
@@ -168,7 +174,7 @@ def _outcome(
 
 
 def fits_schema(arguments: Mapping[str, Any], schema: Mapping[str, Any]) -> bool:
-    """Return whether the arguments validate against the JSON Schema (draft 2020-12); False for a broken schema."""
+    """Return whether the arguments fit the JSON Schema (draft 2020-12); False if it is broken."""
     try:
         return bool(Draft202012Validator(dict(schema)).is_valid(dict(arguments)))
     except SchemaError:

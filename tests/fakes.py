@@ -144,3 +144,22 @@ def script_for(tokenizer: PreTrainedTokenizerBase, text: str) -> Script:
     return Script(
         None, [tokenizer(text, add_special_tokens=False)["input_ids"]], tokenizer.eos_token_id
     )
+
+
+class Opening(LogitsProcessor):
+    """Makes each row begin with given tokens; a row that has left them, or is through, is free."""
+
+    def __init__(self, tokens: Sequence[int]) -> None:
+        self.tokens = list(tokens)
+        self.prompt_length: int | None = None
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Return scores that leave one token possible in the rows that keep to the opening."""
+        if self.prompt_length is None:
+            self.prompt_length = input_ids.shape[1]
+        forced = scores.clone()
+        for row, tokens in enumerate(input_ids[:, self.prompt_length :].tolist()):
+            if len(tokens) < len(self.tokens) and tokens == self.tokens[: len(tokens)]:
+                forced[row] = -torch.inf
+                forced[row, self.tokens[len(tokens)]] = 0.0
+        return forced

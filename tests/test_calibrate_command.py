@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 import shutil
 from dataclasses import replace
 
@@ -11,26 +10,23 @@ import pytest
 import tiny_models
 import torch
 from click.testing import CliRunner
+from made_data import NAMES, labelled, random_agent, tools, unlabelled, write
 
 from toolguard.adapters.guarded_agent import model_facts
 from toolguard.adapters.loading import load_model
 from toolguard.adapters.wire import get_format
 from toolguard.calibration.calibration_run import Progress, RunOptions, calibrate, parse_layers
 from toolguard.calibration.cli import toolguard
-from toolguard.calibration.collect import collect
 from toolguard.calibration.dataset import open_dataset
 from toolguard.calibration.fit_input import FitOptions
 from toolguard.calibration.name_rows import distinguishing_token
 from toolguard.calibration.record_choice import choose_records, read_menu_file
-from toolguard.calibration.records import Record
 from toolguard.calibration.splits import make_splits
 from toolguard.guard.errors import ConfigError
 from toolguard.guard.profile import Profile
 from toolguard.guard.tools import Menu
 from toolguard.guard.trie import NameTrie
 
-NAMES = ("get_weather", "get_time", "search", "searchWeb", "send_email")
-WORDS = "rain sun Rome Paris alarm taxi mail news flight hotel seven today song book lamp door"
 CALLS = 120
 
 
@@ -38,67 +34,10 @@ def run(*args):
     return CliRunner().invoke(toolguard, ["calibrate", *map(str, args)], prog_name="toolguard")
 
 
-def query(rng):
-    return " ".join(rng.choice(WORDS.split()) for _ in range(9))
-
-
-def tools(names):
-    return [{"name": name, "description": f"Do {name}."} for name in names]
-
-
-def unlabelled(count, seed, names=NAMES, menu_size=2):
-    """Records under small menus, so that even a random model does not always choose one tool."""
-    rng = random.Random(seed)
-    return [
-        {
-            "id": f"s{seed}-{i}",
-            "source": "made",
-            "split": "all",
-            "query": query(rng),
-            "tools": tools(rng.sample(names, menu_size)),
-            "call": None,
-        }
-        for i in range(count)
-    ]
-
-
-def labelled(folder, rows, *, wrong_every=6):
-    """Label rows with what the model chooses, but every sixth with another tool."""
-    loaded = load_model(str(folder))
-    records = [Record.model_validate(row) for row in rows]
-    skipped = []
-    seen = collect(
-        loaded,
-        get_format("hermes"),
-        records,
-        layers=[0],
-        on_skip=lambda record, error: skipped.append((record, error)),
-    )
-    by_id = {row["id"]: row for row in rows}
-    for index, one in enumerate(seen):
-        place = (one.chosen + (index % wrong_every == 0)) % len(one.menu_names)
-        by_id[one.record_id]["call"] = {"name": one.menu_names[place], "arguments": {}}
-    return rows
-
-
-def write(path, rows):
-    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
-    return path
-
-
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    """A tiny checkpoint whose weights are large enough for its choices to differ."""
-    folder = tiny_models.save_tiny(tmp_path_factory.mktemp("model"))
-    from transformers import AutoModelForCausalLM
-
-    bigger = AutoModelForCausalLM.from_pretrained(folder)
-    with torch.no_grad():
-        for parameter in bigger.parameters():
-            if parameter.ndim == 2:
-                parameter.mul_(8)
-    bigger.save_pretrained(folder)
-    return folder
+    """A tiny checkpoint whose choices differ."""
+    return random_agent(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")

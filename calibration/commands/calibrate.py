@@ -13,8 +13,7 @@ import click
 from tqdm import tqdm
 
 from toolguard.adapters.guarded_agent import model_facts
-from toolguard.adapters.loading import LoadedModel, load_model
-from toolguard.adapters.wire import WireFormat, detect_format, get_format
+from toolguard.adapters.loading import LoadedModel
 from toolguard.calibration.add_tools import ToolUpdate
 from toolguard.calibration.calibration_run import (
     Progress,
@@ -25,6 +24,7 @@ from toolguard.calibration.calibration_run import (
     parse_layers,
 )
 from toolguard.calibration.collect import BATCH_TOKENS
+from toolguard.calibration.command_model import open_model
 from toolguard.calibration.command_options import json_option, model_options, write_json
 from toolguard.calibration.dataset import RecordProblem, open_dataset
 from toolguard.calibration.fit_input import FitOptions, Preset
@@ -168,7 +168,7 @@ def _calibrate(**options: Any) -> float:
     )
     problems: list[RecordProblem] = []
     records = _records(options["data"], options, problems)
-    loaded, wire = _model(options)
+    loaded, wire = open_model(options)
     blocks = len(loaded.view.blocks)
     layers = (max(0, blocks - 2),) if preset else parse_layers(options["layers"], blocks)
     out: Path = options["out"]
@@ -205,7 +205,7 @@ def _add_tools(added: Path, **options: Any) -> None:
     profile = Profile.load(out)
     problems: list[RecordProblem] = []
     records = _records([added], options, problems)
-    loaded, wire = _model(options, profile.meta.wire_format)
+    loaded, wire = open_model(options, profile.meta.wire_format)
     profile.verify(model_facts(loaded, wire))
     names_only = profile.meta.preset == "paper"
     run = _run_options(options, layers=(profile.meta.layer,), names_only=names_only)
@@ -243,20 +243,6 @@ def _records(
     chosen = choose_records(dataset, menu=menus.menu, limit=options["limit"], seed=options["seed"])
     problems += dataset.problems
     return chosen
-
-
-def _model(
-    options: dict[str, Any], format_name: str | None = None
-) -> tuple[LoadedModel, WireFormat]:
-    loaded = load_model(
-        options["model"],
-        device=options["device"],
-        dtype=options["dtype"],
-        revision=options["revision"],
-        layers_path=options["layers_path"],
-    )
-    name = options["wire_format"] or format_name
-    return loaded, get_format(name) if name else detect_format(loaded.tokenizer)
 
 
 def _run_options(

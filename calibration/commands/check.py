@@ -9,9 +9,10 @@ from typing import Any
 import click
 
 from toolguard.adapters.guarded_agent import model_facts
-from toolguard.adapters.loading import LoadedModel, load_model
-from toolguard.adapters.wire import WireFormat, get_format
+from toolguard.adapters.loading import LoadedModel
+from toolguard.adapters.wire import WireFormat
 from toolguard.calibration.collect import collect
+from toolguard.calibration.command_model import open_model
 from toolguard.calibration.command_options import json_option, model_options, write_json
 from toolguard.calibration.dataset import parse_json
 from toolguard.calibration.records import Record
@@ -19,42 +20,62 @@ from toolguard.guard.audit import decision_record
 from toolguard.guard.decision import Decision
 from toolguard.guard.errors import ConfigError, DatasetError, ToolguardError
 from toolguard.guard.guard import Evidence, Guard
+from toolguard.guard.policy import Policy
+from toolguard.guard.profile import Profile
 from toolguard.guard.tools import Menu
 
 _BATCH_TOKENS = 4096
 
 
+class _SilentLogger:
+    def info(self, _event: str, **_fields: Any) -> None:
+        """Drop the record."""
+
+
+_SILENT = _SilentLogger()
+
+
 @click.command("check")
-@click.option("--profile", "folder", required=True, type=click.Path(path_type=Path), help="Profile folder.")
+@click.option(
+    "--profile", "folder", required=True, type=click.Path(path_type=Path), help="Profile folder."
+)
 @model_options
 @click.option("--query", metavar="TEXT", help="What the user says.")
-@click.option("--messages", type=click.Path(path_type=Path), help="JSON list of chat messages instead of --query.")
-@click.option("--tools", type=click.Path(path_type=Path), help="JSON list of tools on offer; default: the profile's own menu.")
-@click.option("--policy", type=click.Path(path_type=Path), help="Policy file; default: enforce with the profile's risk target.")
+@click.option(
+    "--messages",
+    type=click.Path(path_type=Path),
+    help="JSON list of chat messages instead of --query.",
+)
+@click.option(
+    "--tools",
+    type=click.Path(path_type=Path),
+    help="JSON list of tools on offer; default: the profile's own menu.",
+)
+@click.option(
+    "--policy",
+    type=click.Path(path_type=Path),
+    help="Policy file; default: enforce with the profile's risk target.",
+)
 @json_option
 def command(
     folder: Path,
-    model: str,
-    revision: str | None,
-    wire_format: str | None,
-    layers_path: str | None,
-    device: str | None,
-    dtype: str | None,
     query: str | None,
     messages: Path | None,
     tools: Path | None,
     policy: Path | None,
     json_path: str | None,
+    **options: Any,
 ) -> None:
     """Read one decision: scores of every tool, margins, P(wrong), and what the policy would do."""
     if (query is None) == (messages is None):
         raise click.UsageError("give either --query or --messages")
-    guard = Guard.load(folder, policy)
+    # The table shows the decision; a log line as well would be in its way.
+    guard = Guard.load(folder, policy or Policy(mode="enforce"), logger=_SILENT)
     menu = _menu(tools) if tools else _profile_menu(guard, folder)
     record = _record(query, messages, menu)
-    loaded = load_model(model, device=device, dtype=dtype, revision=revision, layers_path=layers_path)
-    wire = get_format(wire_format or _profile(guard).meta.wire_format)
-    _profile(guard).verify(model_facts(loaded, wire))
+    profile = _profile(guard)
+    loaded, wire = open_model(options, profile.meta.wire_format)
+    profile.verify(model_facts(loaded, wire))
     decision = read_decision(loaded, wire, guard, record)
     if json_path:
         write_json(_as_json(decision), json_path)
@@ -96,25 +117,36 @@ def table(decision: Decision) -> str:
     for name in order:
         at = reading.menu.index(name)
         mark = ">" if name == reading.chosen else " "
-        lines.append(f"{mark} {name:<{width}}" + "".join(f"{values[at]:>14.4f}" for values in reading.scores.values()))
+        lines.append(
+            f"{mark} {name:<{width}}"
+            + "".join(f"{values[at]:>14.4f}" for values in reading.scores.values())
+        )
     margins = ", ".join(f"{signal} {value:.4f}" for signal, value in reading.margins.items())
-    limit = "nothing is allowed by evidence" if decision.threshold is None else f"allowed up to {decision.threshold:.4f}"
+    limit = (
+        "nothing is allowed by evidence"
+        if decision.threshold is None
+        else f"allowed up to {decision.threshold:.4f}"
+    )
     p_wrong = "unknown" if reading.p_wrong is None else f"{reading.p_wrong:.4f}"
     lines += [
         "",
         f"margin of {reading.chosen}: {margins}",
         f"P(wrong) {p_wrong}; {limit}",
-        f"the policy would {decision.proposed}: {decision.detail}" + (f" -> {decision.target}" if decision.target else ""),
+        f"the policy would {decision.proposed}: {decision.detail}"
+        + (f" -> {decision.target}" if decision.target else ""),
     ]
     return "\n".join(lines)
 
 
 def _as_json(decision: Decision) -> dict[str, Any]:
-    scores = {s: dict(zip(decision.reading.menu, v, strict=True)) for s, v in decision.reading.scores.items()}
+    scores = {
+        s: dict(zip(decision.reading.menu, v, strict=True))
+        for s, v in decision.reading.scores.items()
+    }
     return {**decision_record(decision), "scores": scores}
 
 
-def _profile(guard: Guard) -> Any:
+def _profile(guard: Guard) -> Profile:
     if guard.profile is None:
         raise ConfigError("a profile is needed")
     return guard.profile
@@ -122,16 +154,26 @@ def _profile(guard: Guard) -> Any:
 
 def _menu(path: Path) -> Menu:
     content = _json_file(path)
-    tools = content if isinstance(content, list) else content.get("tools") if isinstance(content, dict) else None
+    tools = (
+        content
+        if isinstance(content, list)
+        else content.get("tools")
+        if isinstance(content, dict)
+        else None
+    )
     if not isinstance(tools, list):
-        raise DatasetError(f"{path} holds no list of tools", hint='write [{"name": ..., "parameters": ...}, ...]')
+        raise DatasetError(
+            f"{path} holds no list of tools", hint='write [{"name": ..., "parameters": ...}, ...]'
+        )
     return Menu.of(tools)
 
 
 def _profile_menu(guard: Guard, folder: Path) -> Menu:
     tools = _profile(guard).meta.menu
     if not tools:
-        raise ConfigError(f"the profile {folder} keeps no menu", hint="name the tools on offer with --tools")
+        raise ConfigError(
+            f"the profile {folder} keeps no menu", hint="name the tools on offer with --tools"
+        )
     return Menu.of(tools)
 
 
@@ -139,7 +181,14 @@ def _record(query: str | None, messages: Path | None, menu: Menu) -> Record:
     turns: Any = [{"role": "user", "content": query}] if messages is None else _json_file(messages)
     if not isinstance(turns, list) or not turns:
         raise DatasetError(f"{messages} holds no list of chat messages")
-    asked = next((turn.get("content") for turn in reversed(turns) if isinstance(turn, dict) and turn.get("role") == "user"), None)
+    asked = next(
+        (
+            turn.get("content")
+            for turn in reversed(turns)
+            if isinstance(turn, dict) and turn.get("role") == "user"
+        ),
+        None,
+    )
     return Record.model_validate(
         {
             "id": "check",

@@ -15,6 +15,7 @@ from toolguard.calibration.importers.bfcl import import_bfcl
 from toolguard.calibration.importers.clinc150 import import_clinc150
 from toolguard.calibration.importers.snips import import_snips
 from toolguard.calibration.importers.upstream import ImportReport
+from toolguard.calibration.own_data import write_curated
 from toolguard.calibration.records import Record
 
 _IMPORTERS: dict[str, Callable[[Sequence[Path], Path], ImportReport]] = {
@@ -141,6 +142,28 @@ def import_(
     if report.problems:
         click.echo(f"{len(report.problems)} problems", err=True)
         ctx.exit(1)
+
+
+@command.command()
+@click.option(
+    "--out",
+    required=True,
+    metavar="DIR",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder for records.jsonl and menus.json; must not hold them yet.",
+)
+@json_option
+def curated(out: Path, json_path: str | None) -> None:
+    """Write the project's own queries: 500 over ten tools, one right call each.
+
+    They were written for this project and are never trained on, so that the bundled agent can be
+    calibrated on them.
+    """
+    report = write_curated(out)
+    summary = f"{report.records} records over one menu written to {report.out}"
+    click.echo(summary, err=json_path == "-")
+    if json_path is not None:
+        write_json(_import_json(report), json_path)
 
 
 def _count(dataset: Dataset) -> dict[str, FileCount]:

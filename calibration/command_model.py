@@ -1,0 +1,37 @@
+"""The model and wire format that a command's options name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from transformers.utils import logging as transformers_logging
+
+from toolguard.adapters.loading import LoadedModel, load_model
+from toolguard.adapters.wire import WireFormat, detect_format, get_format
+
+
+def open_model(
+    options: Mapping[str, Any], format_name: str | None = None
+) -> tuple[LoadedModel, WireFormat]:
+    """Return what the options of `model_options` name.
+
+    Args:
+        options: model, revision, wire_format, layers_path, device and dtype.
+        format_name: format without --format; None detects it from the chat template.
+
+    Raises:
+        ConfigError: if the model or format does not exist.
+        UnsupportedModel: if the guard cannot read the model.
+        ReadoutError: if weights or logits are not finite.
+    """
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call,unused-ignore]
+    loaded = load_model(
+        options["model"],
+        device=options["device"],
+        dtype=options["dtype"],
+        revision=options["revision"],
+        layers_path=options["layers_path"],
+    )
+    name = options["wire_format"] or format_name
+    return loaded, get_format(name) if name else detect_format(loaded.tokenizer)
