@@ -29,19 +29,23 @@ class TokenTexts:
     Args:
         tokenizer: decodes; the text of single tokens is good enough to notice an opening, not to
             spell a name.
-        wire: the format of calls.
+        wire: the format of calls; where its calls begin with a mark in brackets, no name opens
+            before the mark, `tag`, has been written.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, wire: WireFormat) -> None:
         self.tokenizer = tokenizer
         self.wire = wire
-        self._opening: dict[int, bool] = {}
+        first_line = wire.prefix().split("\n")[0]
+        self.tag = first_line if len(first_line) > 1 and first_line[-1] in ">]" else ""
+        self._pieces: dict[int, tuple[str, bool]] = {}
 
-    def may_open(self, token: int) -> bool:
-        """Return whether this token can complete the opening of a name."""
-        found = self._opening.get(token)
+    def piece(self, token: int) -> tuple[str, bool]:
+        """Return a token's text, and whether it can complete the opening of a name."""
+        found = self._pieces.get(token)
         if found is None:
-            found = self._opening[token] = self.wire.may_open(self.join([token]))
+            text = self.join([token])
+            found = self._pieces[token] = (text, self.wire.may_open(text))
         return found
 
     def join(self, tokens: Sequence[int]) -> str:
@@ -93,8 +97,10 @@ class NameWatcher:
         "_opening",
         "_searched",
         "_start",
+        "_tagged",
         "_texts",
         "_trie",
+        "_window",
         "first_token",
         "node",
         "tokens",
@@ -112,6 +118,8 @@ class NameWatcher:
         self._calibrated = False
         self._searched = 0
         self._names_met = 0
+        self._window = ""  # last characters written, for the mark of a call
+        self._tagged = False
         opening = texts.wire.prefix()
         self._opening = "".join(opening.split())
         # Some tokenizer joins a name with the sign before it: the decision is made before the sign.
@@ -148,7 +156,7 @@ class NameWatcher:
             if self._in_name and self.node is not None and self._trie.name_at(self.node) is None:
                 return ()  # a canonical spelling goes on
         found: Sequence[NameWritten] = ()
-        if self._in_name or self._texts.may_open(token):
+        if self._may_open(token) or self._in_name:
             found = self._read()
         if not self._in_name:
             self._expect_name()
@@ -174,8 +182,10 @@ class NameWatcher:
     def skip_name(self) -> None:
         """Go on after a name that was forced and needs no verdict."""
         self._in_name, self.node = False, None
-        self._searched = len(self.text)
+        text = self.text
+        self._searched = len(text)
         self._names_met += 1
+        self._look_for_tag(text)
 
     def withdraw(self) -> None:
         """Forget the last token, which completed a name that may not stand.
@@ -188,6 +198,15 @@ class NameWatcher:
         """Forget a run of `token` at the end: padding after another criterion ended the row."""
         while self.tokens and self.tokens[-1] == token:
             self.tokens.pop()
+
+    def _may_open(self, token: int) -> bool:
+        piece, opens = self._texts.piece(token)
+        tag = self._texts.tag
+        if not self._tagged:
+            window = self._window + piece
+            self._tagged = tag in window
+            self._window = window[1 - len(tag) :] if tag else ""
+        return opens and self._tagged
 
     def _expect_name(self) -> None:
         """Stand at the trie's root if a fused name may come, though no name has opened yet."""
@@ -207,6 +226,7 @@ class NameWatcher:
             span = self._texts.wire.find_name(text, self._searched)
             if span is None:  # what looked like an opening was prose: no parser reads a call here
                 self._in_name, self.node = False, None if self._in_name else self.node
+                self._look_for_tag(text)
                 return found
             if not self._in_name or span.start != self._start:
                 self._begin(span, text)
@@ -219,6 +239,11 @@ class NameWatcher:
         if self.node is not None and self._trie.name_at(self.node) is not None:
             self.node = None  # the menu's name is spelled, but the text says that it goes on
         return found
+
+    def _look_for_tag(self, text: str) -> None:
+        tag = self._texts.tag
+        rest = text[self._searched :]
+        self._tagged, self._window = tag in rest, rest[1 - len(tag) :] if tag else ""
 
     def _begin(self, span: NameSpan, text: str) -> None:
         self._in_name, self._start = True, span.start

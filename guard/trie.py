@@ -153,9 +153,8 @@ class NameTrie:
         index = self.names.index(name)
         node, path = ROOT, []
         while node != self._leaves[name]:
-            token, node = next(
-                (token, kid) for token, kid in self._children[node].items() if index in self._below[kid]
-            )
+            kids = self._children[node].items()
+            token, node = next((t, kid) for t, kid in kids if index in self._below[kid])
             path.append(token)
         return tuple(path)
 

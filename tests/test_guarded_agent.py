@@ -210,7 +210,7 @@ def test_a_name_off_the_menu_is_vetoed(
 def test_monitor_runs_the_call_and_says_what_it_would_do(
     tiny_loaded: LoadedModel, tiny_menu: Menu
 ) -> None:
-    """In monitor mode a doubtful call goes on; the decision keeps the action that enforce would take."""
+    """In monitor mode a doubtful call goes on; the decision tells what enforce would do."""
     agent = agent_with(
         tiny_loaded, quiet_guard(fake_profile(tiny_loaded, tiny_menu, threshold=None))
     )
