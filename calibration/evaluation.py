@@ -6,9 +6,8 @@ holds, steering, and queries that call for no tool.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from random import Random
 from typing import Any
 
@@ -17,8 +16,9 @@ from numpy.typing import NDArray
 
 from toolguard.adapters.loading import LoadedModel
 from toolguard.adapters.wire import WireFormat
-from toolguard.calibration.collect import Observation, collect
+from toolguard.calibration.collect import collect
 from toolguard.calibration.generation import continue_prompts
+from toolguard.calibration.judged_calls import CallJudge, Intake, JudgedCall
 from toolguard.calibration.metrics import (
     Rate,
     aurc,
@@ -29,17 +29,16 @@ from toolguard.calibration.metrics import (
     undetermined,
     wilson,
 )
-from toolguard.calibration.near_duplicates import query_fingerprint
 from toolguard.calibration.prompts import PromptWriter
 from toolguard.calibration.records import Record
 from toolguard.calibration.risk import measure_risk
-from toolguard.calibration.steering import METHODS, SteeringCase, measure_steering
-from toolguard.guard.calibrator import Calibrator
+from toolguard.calibration.steering import METHODS, measure_steering
+from toolguard.calibration.steering_cases import draw_cases
 from toolguard.guard.errors import DatasetError, ToolguardError
 from toolguard.guard.profile import Profile
-from toolguard.guard.readout import margin
-from toolguard.guard.tools import Menu, Tool
 
+# Generation pads its prompts, so that one batch may hold more tokens than one packed reading.
+GENERATION_FACTOR = 4
 SIGNALS = ("logprob", "activation", "combined")
 Floats = NDArray[np.float64]
 
@@ -57,59 +56,12 @@ class EvaluationOptions:
         seed: of samples and random vectors.
     """
 
-    batch_tokens: int = 16_384
+    batch_tokens: int = 4096
     steering: int = 300
     no_call: int = 300
     alpha: float = 1.0
     risk_target: float | None = None
     seed: int = 0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class JudgedCall:
-    """One labelled call as the guard would read it.
-
-    Args:
-        record: what was asked.
-        chosen: the model's greedy whole-name choice.
-        wrong: whether that is not a right tool.
-        readout_right: whether the activation's best tool is a right one; None if no tool was read.
-        margins: signal -> margin of the chosen tool; a signal that could not be read is missing.
-        p_wrong: None if a signal is missing.
-        trusted: whether the profile vouches for the chosen tool.
-    """
-
-    record: Record
-    chosen: str
-    wrong: bool
-    readout_right: bool | None
-    margins: dict[str, float]
-    p_wrong: float | None
-    trusted: bool
-
-
-@dataclass(slots=True)
-class _Intake:
-    """Sorts the records of one pass and counts what is left out."""
-
-    seen: frozenset[int]
-    silent: list[Record] = field(default_factory=list)
-    by_id: dict[str, Record] = field(default_factory=dict)
-    leaked: int = 0
-    toolless: int = 0
-
-    def calls(self, records: Iterable[Record]) -> Iterator[Record]:
-        """Yield the records that have a call and were not used in calibration; keep the others."""
-        for record in records:
-            if not record.tools:
-                self.toolless += 1
-            elif query_fingerprint(record.query) in self.seen:
-                self.leaked += 1
-            elif record.is_call:
-                self.by_id[record.id] = record
-                yield record
-            else:
-                self.silent.append(record)
 
 
 def evaluate_profile(
@@ -137,9 +89,9 @@ def evaluate_profile(
     Raises:
         DatasetError: if no record with a call is left.
     """
-    intake = _Intake(seen=profile.seen_queries)
+    intake = Intake(seen=profile.seen_queries)
     skipped: list[tuple[Record, ToolguardError]] = []
-    judge = _Judge(profile)
+    judge = CallJudge(profile)
     calls: list[JudgedCall] = []
     stream = collect(
         loaded,
@@ -176,51 +128,6 @@ def evaluate_profile(
             "model": profile.meta.model.name,
         },
     }
-
-
-class _Judge:
-    """Turns observations into judged calls; views of menus are kept."""
-
-    def __init__(self, profile: Profile) -> None:
-        self._profile = profile
-        self._calibrator = Calibrator.from_dict(profile.meta.calibrator)
-        self._views: dict[str, Any] = {}
-
-    def read(self, record: Record, observation: Observation) -> JudgedCall:
-        menu = _told(record.menu, self._profile)
-        key = menu.content_hash
-        view = self._views.setdefault(key, self._profile.view(menu))
-        scores = view.scores(observation.hidden[0])
-        margins: dict[str, float] = {}
-        for signal, values in (("logprob", observation.scores), ("activation", scores)):
-            found = (
-                margin(values, observation.chosen)
-                if math.isfinite(values[observation.chosen])
-                else math.nan
-            )
-            if not math.isnan(found):
-                margins[signal] = found
-        readable = all(signal in margins for signal in self._calibrator.features)
-        chosen = view.names[observation.chosen]
-        return JudgedCall(
-            record=record,
-            chosen=chosen,
-            wrong=observation.chosen not in observation.right,
-            readout_right=int(scores.argmax()) in observation.right
-            if view.readout is not None
-            else None,
-            margins=margins,
-            p_wrong=self._calibrator.probability({s: margins[s] for s in self._calibrator.features})
-            if readable
-            else None,
-            trusted=view.statuses[chosen] == "calibrated",
-        )
-
-
-def _told(menu: Menu, profile: Profile) -> Menu:
-    if profile.meta.preset != "paper":
-        return menu
-    return Menu(tuple(Tool(name=name) for name in menu.names))
 
 
 def _signals(calls: list[JudgedCall]) -> dict[str, Any]:
@@ -294,69 +201,20 @@ def _steering(
     calls: list[JudgedCall],
     options: EvaluationOptions,
 ) -> dict[str, Any]:
-    cases = _steering_cases(loaded, wire, profile, calls, options) if options.steering else []
+    cases = draw_cases(loaded, wire, profile, calls, most=options.steering, seed=options.seed)
     if not cases:
-        empty = {
-            "n": 0,
-            "switched": undetermined(0).to_dict(),
-            "schema_valid": undetermined(0).to_dict(),
-        }
-        return dict.fromkeys(METHODS, empty)
+        unknown = undetermined(0).to_dict()
+        return {key: {"n": 0, "switched": unknown, "schema_valid": unknown} for key in METHODS}
     results = measure_steering(
         loaded,
         wire,
         profile,
         cases,
         alpha=options.alpha,
-        batch_tokens=options.batch_tokens,
+        batch_tokens=GENERATION_FACTOR * options.batch_tokens,
         seed=options.seed,
     )
     return {method: result.to_dict() for method, result in results.items()}
-
-
-def _steering_cases(
-    loaded: LoadedModel,
-    wire: WireFormat,
-    profile: Profile,
-    calls: list[JudgedCall],
-    options: EvaluationOptions,
-) -> list[SteeringCase]:
-    """Return prompts with a target from the same menu; few records are used again."""
-    rng = Random(options.seed)
-    calibrated = {tool.name for tool in profile.meta.tools if tool.status == "calibrated"}
-    usable = [
-        call
-        for call in calls
-        if call.chosen in calibrated and len(calibrated & set(call.record.menu.names)) > 1
-    ]
-    if not usable:
-        return []
-    rng.shuffle(usable)
-    writer = PromptWriter(loaded, wire, names_only=profile.meta.preset == "paper")
-    cases: list[SteeringCase] = []
-    for index in range(options.steering):
-        call = usable[index % len(usable)]
-        target = rng.choice(
-            [n for n in call.record.menu.names if n in calibrated and n != call.chosen]
-        )
-        cases.append(_case(writer, wire, call, target))
-    return cases
-
-
-def _case(writer: PromptWriter, wire: WireFormat, call: JudgedCall, target: str) -> SteeringCase:
-    prompt = writer.write([call.record], _refuse).prompts[0]
-    return SteeringCase(
-        prompt=tuple(prompt.suffix.tolist()),
-        turn=wire.prefix(),
-        trie=prompt.trie,
-        menu=call.record.menu,
-        source=call.chosen,
-        target=target,
-    )
-
-
-def _refuse(_record: Record, error: ToolguardError) -> None:
-    raise error
 
 
 def _no_call(
@@ -376,7 +234,9 @@ def _no_call(
         loaded.tokenizer(writer.text(record), add_special_tokens=False)["input_ids"]
         for record in sample
     ]
-    turns = continue_prompts(loaded, prompts, new_tokens=64, batch_tokens=options.batch_tokens)
+    turns = continue_prompts(
+        loaded, prompts, new_tokens=64, batch_tokens=GENERATION_FACTOR * options.batch_tokens
+    )
     called = sum(_calls(loaded, wire, tokens) for tokens in turns)
     return {"n": len(sample), "called": wilson(called, len(sample)).to_dict()}
 

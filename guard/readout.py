@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
+import heapq
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
@@ -276,13 +279,39 @@ def top_gaps(scores: Tensor) -> Tensor:
 
 
 def margin(scores: Tensor, chosen: int) -> float:
-    """Return `margins` for one row of scores (tools,); +inf for a menu of one tool."""
-    return float(margins(scores[None], torch.tensor([chosen]))[0])
+    """Return `margins` for one row of scores (tools,), bit for bit; +inf for a menu of one tool."""
+    values = _numbers(scores)
+    if values is None or not 0 <= chosen < len(values):
+        return float(margins(scores[None], torch.tensor([chosen]))[0])
+    rivals = values[:chosen] + values[chosen + 1 :]
+    return _single(values[chosen] - max(rivals, default=-math.inf))
 
 
 def top_gap(scores: Tensor) -> float:
-    """Return `top_gaps` for one row of scores (tools,); +inf for a menu of one tool."""
-    return float(top_gaps(scores[None])[0])
+    """Return `top_gaps` for one row of scores (tools,), bit for bit; +inf if there is one tool."""
+    values = _numbers(scores)
+    if values is None:
+        return float(top_gaps(scores[None])[0])
+    if len(values) == 1:
+        return math.inf
+    best, second = heapq.nlargest(2, values)
+    return _single(best - second)
+
+
+def _numbers(scores: Tensor) -> list[float] | None:
+    """Return one row of float32 scores as numbers, or None for what the batch functions refuse.
+
+    Inside decoding, a dozen tensor operations on ten scores cost more than the readout itself.
+    """
+    if scores.ndim != 1 or scores.dtype != torch.float32 or not len(scores):
+        return None
+    values: list[float] = scores.tolist()
+    return None if any(map(math.isnan, values)) else values
+
+
+def _single(value: float) -> float:
+    """Round to float32: after a difference of two float32 in float64, what float32 itself gives."""
+    return ctypes.c_float(value).value
 
 
 def _check_scores(scores: Tensor) -> None:

@@ -115,7 +115,7 @@ import os, sys
 before = (sys.excepthook, dict(os.environ))
 from toolguard.adapters import nnsight_oracle
 assert "nnsight" not in sys.modules
-nnsight_oracle._import_nnsight()
+nnsight_oracle.import_nnsight()
 assert "nnsight" in sys.modules
 assert not hasattr(3, "save")
 assert (sys.excepthook, dict(os.environ)) == before
