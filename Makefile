@@ -27,7 +27,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK ?= 1
 # An inherited path could put other code before the installed one.
 unexport PYTHONPATH
 
-.PHONY: help setup demo test check bench wheel constraints clean
+.PHONY: help setup demo readme test check bench wheel constraints clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "%-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -45,6 +45,9 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)  ## calibrate the bundled agent, show guarded calls, write a picture
 	$(BIN)/python examples/demo.py
 
+readme: $(STAMP)  ## write real output into the marked blocks of README.md
+	$(BIN)/python examples/update_readme.py
+
 test: $(STAMP)  ## run the whole test suite
 	$(BIN)/pytest $(PYTEST_ARGS)
 
@@ -54,7 +57,7 @@ check: $(STAMP)  ## lint, formatting, types
 	$(BIN)/mypy
 
 bench: $(STAMP)  ## measure, and write benchmarks/results.json
-	$(BIN)/python benchmarks/run.py
+	env -u PYTHONSAFEPATH $(BIN)/python benchmarks/run.py
 
 # The second environment is made without pip and borrows the dependencies of .venv through one
 # .pth line. A .pth line only appends a folder to sys.path: the .pth files inside that folder are

@@ -25,6 +25,7 @@ class WatchCriteria(StoppingCriteria):
     def __init__(self, request: GuardedRequest, on_token: Callable[[], None] | None = None) -> None:
         self._request = request
         self._on_token = on_token
+        self._none_stopped: Tensor | None = None
         # generate pads finished rows only if some criterion has this attribute; without it a
         # stopped row would go on writing for as long as the others of its batch.
         self.eos_token_id = None
@@ -36,7 +37,13 @@ class WatchCriteria(StoppingCriteria):
         if self._on_token is not None:
             self._on_token()
         self._request.arm()
-        return torch.tensor(stopped, dtype=torch.bool, device=input_ids.device)
+        if any(stopped):
+            return torch.tensor(stopped, dtype=torch.bool, device=input_ids.device)
+        if self._none_stopped is None:  # made once: on an accelerator each one is a transfer
+            self._none_stopped = torch.zeros(
+                len(stopped), dtype=torch.bool, device=input_ids.device
+            )
+        return self._none_stopped
 
 
 class DeniedNameMask(LogitsProcessor):

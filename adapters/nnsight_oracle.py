@@ -66,7 +66,7 @@ def read_blocks(
     wanted = sorted(set(layers))
     if not wanted or wanted[0] < 0 or wanted[-1] >= len(view.blocks):
         raise ConfigError(f"layers {list(layers)} are not block indices below {len(view.blocks)}")
-    nnsight = _import_nnsight()
+    nnsight = import_nnsight()
     with _lock_of(model), _unchanged(model), torch.no_grad():
         outputs = _trace(nnsight, view, copy.deepcopy(tokenizer), rows, wanted)
     rows_of = {
@@ -110,7 +110,12 @@ def _unchanged(model: nn.Module) -> Iterator[None]:
             vars(module).update(kept)
 
 
-def _import_nnsight() -> ModuleType:
+def import_nnsight() -> ModuleType:
+    """Return nnsight, imported so that it leaves the process as it was.
+
+    Raises:
+        ConfigError: if it is missing.
+    """
     loaded = sys.modules.get("nnsight")
     if loaded is not None:
         return loaded

@@ -1,0 +1,214 @@
+"""Puts real output into the marked blocks of README.md; `make readme` runs it.
+
+A block stands between `<!-- output: NAME -->` and `<!-- end -->`. Each name has one source below:
+a command that is run now, or a file of numbers that a command wrote. A block whose source is not
+there yet gets a line that says so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import re
+import runpy
+import shutil
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from toolguard.calibration.cli import toolguard
+
+ROOT = Path(__file__).resolve().parents[1]
+README = ROOT / "README.md"
+PICTURE = ROOT / "docs" / "margins.png"
+DEMO_OUT = Path("out/demo")
+AGENT_NUMBERS = ROOT / "adapters" / "reference" / "numbers.json"
+BENCH_NUMBERS = ROOT / "benchmarks" / "results.json"
+QUERY = "Send Ana the notes from this morning."
+BLOCK = re.compile(r"(<!-- output: (?P<name>[\w-]+) -->\n)(?P<body>.*?)(<!-- end -->)", re.DOTALL)
+PLACEHOLDER = "_Not measured yet; `make readme` writes this block._"
+
+_QUANTITIES = {
+    "tool_accuracy": "right tool",
+    "arguments_valid": "call fits its schema",
+    "calls": "calls where one is right",
+    "answers_in_words": "answers in words where none is right",
+}
+_QUERIES = {
+    "curated": "own curated queries, 10 tools",
+    "frames": "own test templates, 10 of 50 tools",
+    "snips": "SNIPS, 7 tools",
+    "clinc150": "CLINC150, 15 tools of a domain",
+    "hwu64": "HWU64, 16 of 64 tools",
+    "all": "all of these",
+    "no_tool": "own no-tool queries",
+    "absent_tool": "the right tool is not on the menu",
+    "clinc150_out_of_scope": "CLINC150 out of scope",
+}
+
+
+@cache
+def demo_sections() -> Mapping[str, str]:
+    """Return what the demo prints, by the title of its section; runs it once."""
+    main = runpy.run_path(str(ROOT / "examples" / "demo.py"))["main"]
+    text = _printed(lambda: main([]))
+    parts = re.split(r"^== \d+\. (.+) ==$", text, flags=re.MULTILINE)
+    return {title: body.strip() for title, body in zip(parts[1::2], parts[2::2], strict=True)}
+
+
+def _printed(run: Callable[[], object]) -> str:
+    """Return what `run` writes to stdout; a result other than 0 or None ends the program."""
+    stream = io.StringIO()
+    with contextlib.redirect_stdout(stream):
+        code = run()
+    if code:
+        sys.exit(f"a command behind the README ended with {code}")
+    return stream.getvalue()
+
+
+def _fenced(text: str) -> str:
+    return f"```text\n{text.rstrip()}\n```"
+
+
+def _command_output(*words: str) -> str:
+    printed = _printed(lambda: toolguard.main(words, prog_name="toolguard", standalone_mode=False))
+    shown = " ".join(f'"{word}"' if " " in word else word for word in words)
+    return _fenced(f"$ toolguard {shown}\n{printed}")
+
+
+def commands() -> str:
+    """Return the list of commands."""
+    return _command_output("--help")
+
+
+def demo(title: str) -> Callable[[], str | None]:
+    """Return a source that gives one section of the demo."""
+
+    def section() -> str | None:
+        return _fenced(demo_sections()[title]) if AGENT_NUMBERS.exists() else None
+
+    return section
+
+
+def check() -> str | None:
+    """Return one reading under the demo's profile."""
+    if not AGENT_NUMBERS.exists():
+        return None
+    demo_sections()
+    profile, policy = str(DEMO_OUT / "profile"), "examples/policy.yaml"
+    options = ("--profile", profile, "--model", "reference", "--policy", policy)
+    return _command_output("check", *options, "--query", QUERY)
+
+
+def picture() -> str | None:
+    """Copy the demo's picture into docs and return the link to it."""
+    if not AGENT_NUMBERS.exists():
+        return None
+    demo_sections()
+    drawn = ROOT / DEMO_OUT / "margins.png"
+    if not drawn.exists():
+        return None
+    shutil.copyfile(drawn, PICTURE)
+    words = "Left: margins of right and wrong calls. Right: wrong calls among those allowed."
+    return f"![{words}]({PICTURE.relative_to(ROOT).as_posix()})"
+
+
+def agent(path: Path = AGENT_NUMBERS) -> str | None:
+    """Return the bundled agent's figures as a table, from what its model card was made from."""
+    if not path.exists():
+        return None
+    found = json.loads(path.read_text(encoding="utf-8"))
+    lines = [
+        "| what | queries | n | rate | 95 % interval | asked for |",
+        "|---|---|---:|---:|---|---|",
+    ]
+    for quantity, title in _QUANTITIES.items():
+        for source, rate in found.get(quantity, {}).items():
+            cells = (
+                title,
+                _QUERIES.get(source, source),
+                f"{rate['n']:,}",
+                *_rate(rate),
+                _bar(rate),
+            )
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _rate(rate: Mapping[str, Any]) -> tuple[str, str]:
+    if rate["value"] is None:
+        return "-", "-"
+    return _percent(rate["value"]), f"{_percent(rate['low'])} to {_percent(rate['high'])}"
+
+
+def _bar(rate: Mapping[str, Any]) -> str:
+    if rate.get("bar") is None:
+        return ""
+    verdict = {True: "met", False: "**not met**", None: "not measured"}[rate["met"]]
+    return f">= {_percent(rate['bar'])}: {verdict}"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+def bench(path: Path = BENCH_NUMBERS) -> str | None:
+    """Return the benchmarks' figures as a table."""
+    if not path.exists():
+        return None
+    found = json.loads(path.read_text(encoding="utf-8"))
+    if found["quick"]:  # shows that the benchmarks run; its figures say nothing
+        return None
+    lines = ["| figure | median | quartiles | n | goal |", "|---|---:|---|---:|---|"]
+    for name, figure in found["figures"].items():
+        verdict = {True: ": met", False: ": **not met**", None: ""}[figure["met"]]
+        quartiles = f"{figure['low']:g} to {figure['high']:g}"
+        goal = f"{figure['goal']}{verdict}" if figure["goal"] else ""
+        value = f"{figure['value']:g} {figure['unit']}"
+        lines.append(f"| `{name}` | {value} | {quartiles} | {figure['n']} | {goal} |")
+    machine = found["machine"]
+    where = f"{machine['cores']} {machine['architecture']} cores, torch {machine['torch']}"
+    return "\n".join([*lines, "", f"Measured on {where}; agent: {found['model']}."])
+
+
+SOURCES: Mapping[str, Callable[[], str | None]] = {
+    "commands": commands,
+    "calibrate": demo("Calibrate"),
+    "evaluate": demo("Evaluate"),
+    "demo": demo("Guarded calls"),
+    "picture": picture,
+    "check": check,
+    "agent": agent,
+    "bench": bench,
+}
+
+
+def refresh(text: str, only: Sequence[str] = ()) -> str:
+    """Return the README's text with the blocks written anew; an unknown name is an error."""
+
+    def written(block: re.Match[str]) -> str:
+        name = block["name"]
+        if name not in SOURCES:
+            sys.exit(f"README.md names the unknown output {name!r}; known: {', '.join(SOURCES)}")
+        if only and name not in only:
+            return block[0]
+        return f"{block[1]}{SOURCES[name]() or PLACEHOLDER}\n{block[4]}"
+
+    return BLOCK.sub(written, text)
+
+
+def main() -> None:
+    """Rewrite README.md."""
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser.add_argument("--only", action="append", default=[], choices=list(SOURCES))
+    only = parser.parse_args().only
+    with contextlib.chdir(ROOT):
+        README.write_text(refresh(README.read_text("utf-8"), only), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
