@@ -99,6 +99,9 @@ class GuardedRequest:
         self._texts, self._end_tokens = texts, end_tokens
         self._hold_for_person = hold_for_person
         self._thread = threading.get_ident()
+        self._model: nn.Module = parts.model
+        self._hooks = ExitStack()
+        self._hooked = False
         self._armed = False
 
     def add_row(
@@ -135,20 +138,35 @@ class GuardedRequest:
     @contextmanager
     def attached(self, model: nn.Module) -> Iterator[None]:
         """Read and steer through hooks while the block runs; they are gone whatever happens."""
-        with ExitStack() as stack:
-            self._thread = threading.get_ident()
-            stack.enter_context(tap_blocks(self._parts, [self._layer], self._on_hidden))
-            stack.callback(model.register_forward_hook(self._on_output).remove)
+        self._thread = threading.get_ident()
+        self._model = model
+        try:
             self.arm()
             yield
+        finally:
+            self._unhook()
 
     def arm(self) -> None:
         """Read the next forward of this thread, which is the next step of this request.
 
         Any other forward in between is not ours: a logits processor's, or that of a generate that
-        a callback runs.
+        a callback runs. Hooks are on the model only where a row stands in a name: most steps of a
+        turn have nothing to read, and a module with a hook is slower to call.
         """
-        self._armed = True
+        self._armed = any(row.watcher.node is not None and not row.finished for row in self.rows)
+        if self._armed and not self._hooked:
+            self._hook()
+        elif self._hooked and not self._armed:
+            self._unhook()
+
+    def _hook(self) -> None:
+        self._hooked = True
+        self._hooks.enter_context(tap_blocks(self._parts, [self._layer], self._on_hidden))
+        self._hooks.callback(self._model.register_forward_hook(self._on_output).remove)
+
+    def _unhook(self) -> None:
+        self._hooks.close()
+        self._hooked = False
 
     def _on_hidden(self, _layer: int, hidden: Tensor) -> Tensor | None:
         # hidden: (rows, positions, dim)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import structlog
 import torch
+from torch import nn
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from toolguard.adapters.decision_token import name_tokens
@@ -120,7 +121,8 @@ def large_agent(small: LoadedModel, shape: LargeShape, dtype: torch.dtype) -> Lo
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = Qwen3ForCausalLM(config)
-    return wrap_model(model.to(dtype).eval(), small.tokenizer, name="random")
+    nn.Module.to(model, dtype)  # the model's own `to` has no annotations
+    return wrap_model(model.eval(), small.tokenizer, name="random")
 
 
 def random_profile(loaded: LoadedModel, menu: Menu, *, threshold: float | None) -> Profile:

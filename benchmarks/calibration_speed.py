@@ -115,9 +115,11 @@ class _Run:
             for number in range(rounds):
                 chosen = [keys[(number * queries + at) % len(keys)] for at in range(queries)]
                 for name in _turned((_COLLECT, *readers), number):
-                    reader = readers.get(name)
-                    rate = self._read(name, reader, chosen) if reader else self._collect(number)
-                    rates[name].append(rate)
+                    rates[name].append(
+                        self._collect(number)
+                        if name == _COLLECT
+                        else self._read(name, readers[name], chosen)
+                    )
         return rates
 
     def _collect(self, turn: int) -> float:

@@ -12,6 +12,7 @@ import resource
 import subprocess
 import sys
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
@@ -31,30 +32,51 @@ FLAT = 1.15  # most that the larger peak may be of the smaller one
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Peak:
+    """Most memory a calibration used, in MiB: above the loaded model, and of the whole process."""
+
+    above_model: float
+    process: float
+
+
 def measure(agent: Agent, *, counts: tuple[int, int]) -> list[Figure]:
-    """Return the peaks for two numbers of records, named for 100 and 10,000, and their ratio."""
-    few, many = (_peak_mib(agent.source, count) for count in counts)
-    note = "names-only menus of 10 tools; reading, spool and fit, above the loaded model"
+    """Return the peaks for two numbers of records, named for 100 and 10,000, and their ratios."""
+    few, many = (_peak(agent.source, count) for count in counts)
     peaks = [
         Figure(
             name=f"calibrate_peak_mib_{name}_records",
-            spread=spread_of([peak]),
+            spread=spread_of([peak.above_model]),
             unit="MiB",
-            note=f"{count} records, {note}",
+            note=f"{count} records, names-only menus of 10 tools; reading, spool and fit, above "
+            f"the loaded model; the whole process {peak.process:.0f} MiB",
         )
         for name, count, peak in ((100, counts[0], few), (10_000, counts[1], many))
     ]
-    ratio = Figure(
-        name="calibrate_peak_ratio",
-        spread=spread_of([many / few]),
-        unit="x",
-        goal=Goal(limit=FLAT),
-        note=f"peak for {counts[1]} records over that for {counts[0]}",
-    )
-    return [*peaks, ratio]
+    growth = (many.above_model - few.above_model) / (counts[1] - counts[0]) * 1024
+    ratios = {
+        "calibrate_peak_ratio": (
+            many.above_model / few.above_model,
+            f"above the loaded model; {growth:.1f} KiB a record",
+        ),
+        "calibrate_process_peak_ratio": (
+            many.process / few.process,
+            "of the whole process, interpreter, libraries and model included",
+        ),
+    }
+    return peaks + [
+        Figure(
+            name=name,
+            spread=spread_of([ratio]),
+            unit="x",
+            goal=Goal(limit=FLAT),
+            note=f"peak for {counts[1]} records over that for {counts[0]}, {note}",
+        )
+        for name, (ratio, note) in ratios.items()
+    ]
 
 
-def _peak_mib(model: str, count: int) -> float:
+def _peak(model: str, count: int) -> Peak:
     with tempfile.TemporaryDirectory() as folder:
         data = write_generated(Path(folder) / "data", count)
         out = Path(folder) / "profile"
@@ -66,7 +88,7 @@ def _peak_mib(model: str, count: int) -> float:
         )
     if done.returncode:
         raise RuntimeError(f"calibrating on {count} records failed:\n{done.stderr[-2000:]}")
-    return float(json.loads(done.stdout)["peak_mib"])
+    return Peak(**json.loads(done.stdout))
 
 
 @click.command()
@@ -74,7 +96,7 @@ def _peak_mib(model: str, count: int) -> float:
 @click.option("--data", required=True, type=click.Path(path_type=Path))
 @click.option("--out", required=True, type=click.Path(path_type=Path))
 def command(model: str, data: Path, out: Path) -> None:
-    """Calibrate MODEL on DATA and print the peak memory above the loaded model, as JSON."""
+    """Calibrate MODEL on DATA and print the peak memory as JSON."""
     loaded = load_model(model)
     before = _start_peak()
     run = RunOptions(
@@ -85,18 +107,19 @@ def command(model: str, data: Path, out: Path) -> None:
     records = choose_records(open_dataset([data]))
     wire = detect_format(loaded.tokenizer)
     calibrate(loaded, wire, records, run, FitOptions(), Progress()).profile.save(out)
-    click.echo(json.dumps({"peak_mib": round(_peak() - before, 1)}))
+    peak = _most_used()
+    click.echo(json.dumps({"above_model": round(peak - before, 1), "process": round(peak, 1)}))
 
 
 def _start_peak() -> float:
     """Return the memory in use, in MiB; where the system can, forget that there was once more."""
     if not _STATUS.exists():
-        return _peak()
+        return _most_used()
     _CLEAR.write_text("5")  # makes the high-water mark what is in use now
     return _status_mib("VmRSS")
 
 
-def _peak() -> float:
+def _most_used() -> float:
     """Return the most memory that was in use, in MiB."""
     if _STATUS.exists():
         return _status_mib("VmHWM")

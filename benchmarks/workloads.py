@@ -12,7 +12,7 @@ from random import Random
 from typing import Any
 
 from toolguard.calibration.dataset import MENUS_FILE, RECORDS_FILE, open_dataset
-from toolguard.calibration.records import Record
+from toolguard.calibration.records import Call, Record
 from toolguard.calibration.training.catalog import load_catalog
 from toolguard.guard.tools import Tool
 
@@ -69,7 +69,7 @@ def _generated_airline() -> Iterator[Record]:
             query=query,
             tools=tuple(tools),
             system=system,
-            call={"name": name},
+            call=Call(name=name),
         )
         menu = menu or record.menu
         yield record.with_menu(menu)

@@ -150,6 +150,19 @@ def test_single_tool_has_infinite_margin() -> None:
     assert top_gap(torch.tensor([-3.0])) == math.inf
 
 
+def test_one_row_gives_what_a_batch_gives() -> None:
+    """Calibration and run time agree to the last bit, whatever the size of the scores."""
+    draw = torch.Generator().manual_seed(0)
+    for tools in range(1, 9):
+        for power in range(-6, 7):
+            scores = torch.randn(tools, generator=draw) * 10.0**power
+            assert margin(scores, 0) == float(margins(scores[None], torch.tensor([0])))
+            assert top_gap(scores) == float(top_gaps(scores[None]))
+    unmet = torch.tensor([0.5, -math.inf])
+    assert margin(unmet, 0) == math.inf
+    assert top_gap(unmet) == math.inf
+
+
 def test_bad_margin_input_is_refused() -> None:
     """NaN scores, a chosen index outside the menu and empty scores raise."""
     with pytest.raises(ReadoutError):
