@@ -45,7 +45,7 @@ FACTS = {
         "steps": 2,
         "rate": 0.002,
         "seed": 3,
-        "stages": [{"until": 0.5, "shares": [["catalog", 0.34]], "mix": {"cut": 0.25}}],
+        "stages": [{"length": 3, "shares": [["catalog", 0.34]], "mix": {"cut": 0.25}}],
     },
     "tenths": [0, 1, 2, 3, 4, 5],
     "records_sha256": {source.name: "0" * 64 for source in SOURCES},
@@ -259,7 +259,7 @@ def test_the_card_says_what_the_licences_ask(loaded):
     assert "tenths 0, 1, 2, 3, 4, 5" in card
     assert "1 h 24 min" in card
     assert "seed 3" in card
-    assert "until 50.0 % of the steps: rows from catalog 0.34; cut 0.25." in card
+    assert "3 parts of the steps: rows from catalog 0.34; cut 0.25." in card
 
 
 def test_a_card_without_public_data_names_none(loaded):

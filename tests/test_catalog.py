@@ -16,7 +16,7 @@ from toolguard.calibration.training.catalog import (
     load_catalog,
 )
 from toolguard.calibration.training.examples import catalog_pool
-from toolguard.calibration.training.packing import RowBuilder
+from toolguard.calibration.training.packing import Mix, RowBuilder
 from toolguard.guard.errors import ConfigError
 from toolguard.guard.tools import Menu
 
@@ -113,8 +113,8 @@ def test_expansions_are_unique():
 def test_training_queries_are_unique():
     """Of 10,000 queries as training shows them, wording varied, at least 95 % are different."""
     pool, rng = catalog_pool("train"), Random(3)
-    builder, menu = RowBuilder(None, (), silent_share=0.0), Menu(tuple(pool.tools.values()))
-    drawn = [builder._example(pool, menu, rng).query for _ in range(10_000)]
+    builder, menu = RowBuilder(None, ()), Menu(tuple(pool.tools.values()))
+    drawn = [builder._example(pool, menu, rng, Mix(silent=0.0)).query for _ in range(10_000)]
     assert len(set(drawn)) >= 0.95 * len(drawn)
 
 

@@ -25,7 +25,7 @@ from toolguard.calibration.training.packing import Mix, RowBuilder, conversation
 from toolguard.guard.tools import ToolCall
 
 # Rows of 512 tokens: `rows=1` draws two.
-STAGE = Stage(until=1.0, shares=(("catalog", 0.34),), mix=Mix(budget=512))
+STAGE = Stage(length=1, shares=(("catalog", 0.34),), mix=Mix(budget=512))
 
 
 @pytest.fixture(scope="module")
@@ -126,8 +126,8 @@ def test_the_seed_decides_the_run(tmp_path, builder):
 def test_pools_are_drawn_by_the_shares_of_those_given(tmp_path, builder):
     """A stage draws from the pools that the run has; with none of its own, from all of them."""
     run = trainer(tmp_path, builder, 1)
-    mixed = Stage(until=1.0, shares=(("catalog", 0.2), ("snips", 0.8)), mix=Mix())
-    human = Stage(until=1.0, shares=(("snips", 1.0),), mix=Mix())
+    mixed = Stage(length=1, shares=(("catalog", 0.2), ("snips", 0.8)), mix=Mix())
+    human = Stage(length=1, shares=(("snips", 1.0),), mix=Mix())
     drawn = [[(pool.name, s) for pool, s in run.shares_of(stage)] for stage in (mixed, human)]
     assert drawn == [[("catalog", 0.2)], [("catalog", 1.0)]]
 
@@ -137,7 +137,18 @@ def test_stages_follow_one_another():
     recipe = Recipe(steps=100)
     stages = [recipe.stage_at(step) for step in range(100)]
     assert list(dict.fromkeys(stages)) == list(recipe.stages)
-    assert recipe.stages[-1].until == 1.0
+    assert len(stages) == 100
+
+
+def test_a_stage_can_begin_a_new_cosine():
+    """The rate falls to the end of one cosine and rises again to the next one's own peak."""
+    last = Stage(length=1, shares=STAGE.shares, mix=STAGE.mix, restart=0.5)
+    recipe = Recipe(steps=100, warmup=5, rate=1.0, stages=(STAGE, last))
+    rates = [recipe.rate_at(step) for step in range(100)]
+    assert max(rates[:50]) == 1.0
+    assert rates[49] < 0.03
+    assert max(rates[50:]) == pytest.approx(0.5)
+    assert rates[99] < 0.02
 
 
 def test_the_rate_warms_up_and_falls():

@@ -6,6 +6,7 @@ checkpoint repeats an unbroken one.
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import time
@@ -32,22 +33,28 @@ class Stage:
     """A part of a run.
 
     Args:
-        until: share of the run's steps, in (0, 1], at which it ends.
+        length: its length in the unit that all stages of the recipe share.
         shares: pool name -> relative share of rows.
         mix: how rows are drawn.
+        restart: peak learning rate of a new cosine that begins with this stage; 0 goes on.
     """
 
-    until: float
+    length: int
     shares: tuple[tuple[str, float], ...]
     mix: Mix
+    restart: float = 0.0
 
 
 _ALL = (("catalog", 0.27), ("snips", 0.08), ("clinc150", 0.37), ("hwu64", 0.28))
+_WHOLE = (("catalog", 0.40), ("snips", 0.12), ("clinc150", 0.22), ("hwu64", 0.26))
+_WHOLE_CALLS = Mix(budget=1024, names_only=0.15, cut=0.1, silent=0.3, arguments=0.9)
 # Few tools first: with 240 names from the start, reading the query was not learned in 600 steps.
 STAGES = (
-    Stage(until=0.04, shares=(("snips", 1.0),), mix=Mix(budget=512, names_only=1.0, cut=0.9)),
-    Stage(until=0.65, shares=_ALL, mix=Mix(budget=512, names_only=0.9, cut=0.85)),
-    Stage(until=1.0, shares=_ALL, mix=Mix(budget=1024, names_only=0.4, cut=0.5)),
+    Stage(length=128, shares=(("snips", 1.0),), mix=Mix(budget=512, names_only=1.0, cut=0.9)),
+    Stage(length=1952, shares=_ALL, mix=Mix(budget=512, names_only=0.9, cut=0.85)),
+    Stage(length=1120, shares=_ALL, mix=Mix(budget=1024, names_only=0.4, cut=0.5)),
+    # Names come first; arguments and queries without a tool need weight and turns of their own.
+    Stage(length=900, shares=_WHOLE, mix=_WHOLE_CALLS, restart=1.5e-3),
 )
 
 
@@ -66,7 +73,7 @@ class Recipe:
         stages: what is drawn when.
     """
 
-    steps: int = 3200
+    steps: int = 4100
     rows: int = 4
     rate: float = 3e-3
     decay: float = 0.1
@@ -78,14 +85,36 @@ class Recipe:
 
     def stage_at(self, step: int) -> Stage:
         """Return the stage that `step` belongs to."""
-        return next(stage for stage in self.stages if step < stage.until * self.steps)
+        return next(stage for stage, end in self._ends() if step < end)
+
+    def _ends(self) -> list[tuple[Stage, int]]:
+        """Return the stages with the step at which each ends."""
+        total = sum(stage.length for stage in self.stages)
+        lengths = itertools.accumulate(stage.length for stage in self.stages)
+        ends = [self.steps * length // total for length in lengths]
+        return list(zip(self.stages, ends, strict=True))
+
+    def _cosine_of(self, step: int) -> tuple[int, int, float]:
+        """Return first step, end and peak of the cosine that `step` lies on."""
+        first, peak, found = 0, self.rate, []
+        for stage, end in self._ends():
+            if stage.restart and found:
+                first, peak = found[-1][1], stage.restart
+            found.append((first, end, peak))
+        starts = [start for start, _, _ in found]
+        mine = next(start for start, end, _ in found if step < end)
+        last = len(starts) - 1 - starts[::-1].index(mine)
+        return mine, found[last][1], found[last][2]
 
     def rate_at(self, step: int) -> float:
         """Return the learning rate at `step`: linear warm-up, then cosine to 2 % of the peak."""
-        if step < self.warmup:
-            return self.rate * (step + 1) / self.warmup
-        progress = (step - self.warmup) / max(1, self.steps - self.warmup)
-        return self.rate * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
+        first, end, peak = self._cosine_of(step)
+        warmup = max(1, min(self.warmup, (end - first) // 10))
+        at = step - first
+        if at < warmup:
+            return peak * (at + 1) / warmup
+        progress = (at - warmup) / max(1, end - first - warmup)
+        return peak * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
 def packed_loss(model: Qwen3ForCausalLM, batch: PackedBatch) -> tuple[Tensor, Tensor]:

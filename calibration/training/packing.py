@@ -53,11 +53,15 @@ class Mix:
         budget: tokens a row.
         names_only: share of menus without descriptions and parameters.
         cut: share of human-written conversations that end at the name, which they teach.
+        silent: share of queries that call for no tool.
+        arguments: loss weight of argument and answer tokens, below that of names.
     """
 
     budget: int = 1024
     names_only: float = 0.4
     cut: float = 0.5
+    silent: float = 0.12
+    arguments: float = ARGUMENTS
 
 
 DEFAULT_MIX = Mix()
@@ -174,12 +178,10 @@ class RowBuilder:
         tokenizer: PreTrainedTokenizerFast,
         refusals: Sequence[str],
         *,
-        silent_share: float = 0.12,
         drop: float = 0.15,
     ) -> None:
         self.tokenizer = tokenizer
         self.refusals = refusals
-        self.silent_share = silent_share
         self.drop = drop
 
     def menu_text(self, menu: Menu, system: str = "") -> str:
@@ -219,22 +221,23 @@ class RowBuilder:
     def _conversation(
         self, pool: Pool, menu: Menu, rng: Random, mix: Mix
     ) -> tuple[list[int], list[float]]:
-        example = self._example(pool, menu, rng)
+        example = self._example(pool, menu, rng, mix)
         if rng.random() < RESULT_SHARE:
             segments = conversation(example, rng.choice(self.refusals), rng.choice(RESULTS))
             if rng.random() < 0.5:
-                segments += conversation(self._example(pool, menu, rng), rng.choice(self.refusals))
-            return self.encode(segments)
+                other = self._example(pool, menu, rng, mix)
+                segments += conversation(other, rng.choice(self.refusals))
+            return _weighted(*self.encode(segments), mix)
         segments = conversation(example, rng.choice(self.refusals))
-        ids, weights = self.encode(segments)
+        ids, weights = _weighted(*self.encode(segments), mix)
         if example.call and pool.name != "catalog" and rng.random() < mix.cut:
             # Cut tokens, not text: the quote after the name is one token with the comma behind it.
             end = len(weights) - weights[::-1].index(NAME)
             return ids[:end], weights[:end]
         return ids, weights
 
-    def _example(self, pool: Pool, menu: Menu, rng: Random) -> Example:
-        example = pool.draw_silent(menu.tools, rng) if rng.random() < self.silent_share else None
+    def _example(self, pool: Pool, menu: Menu, rng: Random, mix: Mix = DEFAULT_MIX) -> Example:
+        example = pool.draw_silent(menu.tools, rng) if rng.random() < mix.silent else None
         example = example or pool.draw_example(rng.choice(menu.names), rng)
         example = vary_query(example, rng, drop=self.drop)
         if example.call is not None:
@@ -269,6 +272,10 @@ class RowBuilder:
     def collate(self, rows: Sequence[Row], multiple: int = 256) -> PackedBatch:
         """Return rows as one batch whose length is a multiple of `multiple`."""
         return collate(rows, cast("int", self.tokenizer.pad_token_id), multiple)
+
+
+def _weighted(ids: list[int], weights: list[float], mix: Mix) -> tuple[list[int], list[float]]:
+    return ids, [mix.arguments if weight == ARGUMENTS else weight for weight in weights]
 
 
 def _lower(example: Example) -> Example:
