@@ -96,15 +96,14 @@ class Recipe:
 
     def _cosine_of(self, step: int) -> tuple[int, int, float]:
         """Return first step, end and peak of the cosine that `step` lies on."""
-        first, peak, found = 0, self.rate, []
+        cosines = [(0, 0, self.rate)]
         for stage, end in self._ends():
-            if stage.restart and found:
-                first, peak = found[-1][1], stage.restart
-            found.append((first, end, peak))
-        starts = [start for start, _, _ in found]
-        mine = next(start for start, end, _ in found if step < end)
-        last = len(starts) - 1 - starts[::-1].index(mine)
-        return mine, found[last][1], found[last][2]
+            first, before, peak = cosines[-1]
+            if stage.restart and before:
+                cosines.append((before, end, stage.restart))
+            else:
+                cosines[-1] = (first, end, peak)
+        return next(cosine for cosine in cosines if step < cosine[1])
 
     def rate_at(self, step: int) -> float:
         """Return the learning rate at `step`: linear warm-up, then cosine to 2 % of the peak."""
