@@ -153,7 +153,7 @@ def test_a_stage_can_begin_a_new_cosine():
 
 def test_the_rate_warms_up_and_falls():
     """The learning rate rises linearly to its peak and falls to 2 % of it."""
-    recipe = Recipe(steps=100, warmup=10, rate=1.0)
+    recipe = Recipe(steps=100, warmup=10, rate=1.0, stages=(STAGE,))
     assert recipe.rate_at(0) == pytest.approx(0.1)
     assert recipe.rate_at(10) == pytest.approx(1.0)
     assert recipe.rate_at(55) == pytest.approx(0.51)
