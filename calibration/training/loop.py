@@ -103,7 +103,7 @@ class Recipe:
                 cosines.append((before, end, stage.restart))
             else:
                 cosines[-1] = (first, end, peak)
-        return next(cosine for cosine in cosines if step < cosine[1])
+        return next((cosine for cosine in cosines if step < cosine[1]), cosines[-1])
 
     def rate_at(self, step: int) -> float:
         """Return the learning rate at `step`: linear warm-up, then cosine to 2 % of the peak."""
