@@ -23,7 +23,7 @@ from toolguard.adapters.text_stream import TextStream
 from toolguard.adapters.turn_prompt import TurnPrompt, context_of, left_padded, render_prompt
 from toolguard.adapters.turn_result import GuardedResult, OnConfirm, read_turn
 from toolguard.adapters.wire.base import WireFormat
-from toolguard.adapters.wire.detection import detect_format, get_format
+from toolguard.adapters.wire.detection import choose_format
 from toolguard.adapters.wire.turn import opens_thought
 from toolguard.guard.errors import ConfigError
 from toolguard.guard.guard import Guard
@@ -348,7 +348,7 @@ def _tell(stream: TextStream, row: Row, ends: frozenset[int]) -> None:
 def _wire_of(name: str | None, guard: Guard, loaded: LoadedModel) -> WireFormat:
     if name is None and guard.profile is not None:
         name = guard.profile.meta.wire_format
-    return get_format(name) if name else detect_format(loaded.tokenizer)
+    return choose_format(name, loaded.tokenizer)
 
 
 def model_facts(loaded: LoadedModel, wire: WireFormat) -> ModelFacts:

@@ -8,7 +8,7 @@ from typing import Any
 from transformers.utils import logging as transformers_logging
 
 from toolguard.adapters.loading import LoadedModel, load_model
-from toolguard.adapters.wire import WireFormat, detect_format, get_format
+from toolguard.adapters.wire import WireFormat, choose_format
 
 
 def open_model(
@@ -34,4 +34,4 @@ def open_model(
         layers_path=options["layers_path"],
     )
     name = options["wire_format"] or format_name
-    return loaded, get_format(name) if name else detect_format(loaded.tokenizer)
+    return loaded, choose_format(name, loaded.tokenizer)

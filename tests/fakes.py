@@ -13,12 +13,12 @@ from toolguard.adapters.decision_token import name_tokens
 from toolguard.adapters.loading import LoadedModel
 from toolguard.adapters.wire.base import WireFormat
 from toolguard.adapters.wire.detection import detect_format
+from toolguard.calibration.calibration_run import identity_of
 from toolguard.guard.calibrator import Calibrator
 from toolguard.guard.guard import Guard
 from toolguard.guard.policy import Policy
 from toolguard.guard.profile import Profile
 from toolguard.guard.profile_meta import (
-    ModelIdentity,
     ProfileMeta,
     ProfileTool,
     RequestedRisk,
@@ -55,16 +55,7 @@ def fake_profile(
     )
     meta = ProfileMeta(
         toolguard_version="0",
-        model=ModelIdentity(
-            name=loaded.name,
-            fingerprint=loaded.fingerprint,
-            dtype=loaded.dtype,
-            family=loaded.view.family,
-            blocks=len(loaded.view.blocks),
-            hidden_size=loaded.view.hidden_size,
-            template_hash=loaded.template_hash,
-            tokenizer_hash=loaded.tokenizer_hash,
-        ),
+        model=identity_of(loaded),
         wire_format=wire.name,
         prefix_text=wire.prefix(),
         prefix_ids=names.prefix_ids,

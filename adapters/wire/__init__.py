@@ -6,7 +6,7 @@ if __name__ != "toolguard.adapters.wire":
     )
 
 from toolguard.adapters.wire.base import WireFormat
-from toolguard.adapters.wire.detection import FORMATS, detect_format, get_format
+from toolguard.adapters.wire.detection import FORMATS, choose_format, detect_format, get_format
 from toolguard.adapters.wire.turn import (
     CallSpan,
     NameSpan,
@@ -22,6 +22,7 @@ __all__ = [
     "ParseErrorKind",
     "ParsedTurn",
     "WireFormat",
+    "choose_format",
     "detect_format",
     "get_format",
     "opens_thought",

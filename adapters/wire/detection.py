@@ -73,6 +73,16 @@ def get_format(name: str) -> WireFormat:
     return FORMATS[name]
 
 
+def choose_format(name: str | None, tokenizer: PreTrainedTokenizerBase) -> WireFormat:
+    """Return the wire format of this name, or the one of the chat template if there is no name.
+
+    Raises:
+        ConfigError: if there is no format of that name.
+        UnsupportedModel: if the template shows none.
+    """
+    return detect_format(tokenizer) if name is None else get_format(name)
+
+
 def detect_format(tokenizer: PreTrainedTokenizerBase) -> WireFormat:
     """Return the wire format whose marks stand in the tokenizer's chat template.
 

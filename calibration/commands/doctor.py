@@ -13,6 +13,7 @@ from torch import Tensor
 
 from toolguard.adapters.loading import LoadedModel, load_model
 from toolguard.adapters.self_check import SelfCheck, self_check
+from toolguard.adapters.wire import choose_format
 from toolguard.calibration.command_options import json_option, model_options, write_json
 from toolguard.guard.tools import Menu
 
@@ -108,7 +109,7 @@ def examine(loaded: LoadedModel, wire_format: str | None = None) -> dict[str, An
         UnsupportedModel: if the format cannot be detected or has no decision token here.
     """
     check = self_check(loaded.view, scan_weights=False)  # load_model has scanned them
-    wire = _wire_of(loaded, wire_format)
+    wire = choose_format(wire_format, loaded.tokenizer)
     ids, decision = _decision(loaded, wire)
     return {
         "model": loaded.name,
@@ -131,12 +132,6 @@ def examine(loaded: LoadedModel, wire_format: str | None = None) -> dict[str, An
 
 def _text_config(loaded: LoadedModel) -> Any:
     return loaded.model.config.get_text_config(decoder=True)
-
-
-def _wire_of(loaded: LoadedModel, wire_format: str | None) -> WireFormat:
-    from toolguard.adapters.wire.detection import detect_format, get_format
-
-    return detect_format(loaded.tokenizer) if wire_format is None else get_format(wire_format)
 
 
 def _layers(loaded: LoadedModel, check: SelfCheck) -> dict[str, Any]:
