@@ -22,6 +22,7 @@ from toolguard.guard.tools import Menu
 
 CATALOG = load_catalog()
 SLOT = re.compile(r"\{[^{}]*\}")
+UNFILLED = re.compile(r"\{\w*:\w+\}")  # code in a query may hold other braces
 
 
 def frame(text):
@@ -66,7 +67,7 @@ def test_every_template_gives_valid_arguments(name):
             expansion = CATALOG.expand(template, rng)
             assert not list(validator.iter_errors(expansion.arguments)), (template, expansion)
             assert expansion.query
-            assert not SLOT.search(expansion.query), expansion.query
+            assert not UNFILLED.search(expansion.query), expansion.query
 
 
 def test_no_frame_is_in_training_and_test():

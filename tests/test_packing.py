@@ -11,6 +11,7 @@ from training_fixtures import catalog_tokenizer, tiny_agent, write_data
 from toolguard.adapters.wire.hermes import Hermes
 from toolguard.calibration.training.catalog import base_menu, load_catalog
 from toolguard.calibration.training.examples import Example, catalog_pool, human_pools
+from toolguard.calibration.training.packed_attention import visible
 from toolguard.calibration.training.packing import (
     NAME,
     QUERY,
@@ -20,6 +21,7 @@ from toolguard.calibration.training.packing import (
     RowBuilder,
     collate,
     conversation,
+    packed_hidden,
 )
 from toolguard.guard.tools import Menu, ToolCall
 
@@ -112,10 +114,8 @@ def test_the_weights_mark_name_query_and_reply(builder):
 
 
 @torch.inference_mode()
-def logits_of(model, ids, positions=None, attends=None):
-    return model(
-        input_ids=ids, position_ids=positions, attention_mask=attends, use_cache=False
-    ).logits
+def logits_of(model, ids):
+    return model(input_ids=ids, use_cache=False).logits
 
 
 def test_a_packed_row_computes_what_separate_prompts_do(builder):
@@ -136,7 +136,8 @@ def test_a_packed_row_computes_what_separate_prompts_do(builder):
             row.append_conversation(ids, weights)
         rows.append(row)
     batch = builder.collate(rows)
-    packed = logits_of(model, batch.ids, batch.positions, batch.attends)
+    with torch.inference_mode():
+        packed = model.lm_head(packed_hidden(model, batch))
     for number, start, plain in wanted:
         found = packed[number, start : start + len(plain)]
         torch.testing.assert_close(found, plain, atol=1e-5, rtol=1e-5)
@@ -150,8 +151,10 @@ def test_padding_is_seen_by_nobody_and_weighs_nothing():
     batch = collate([row], pad_id=0, multiple=8)
     assert batch.ids.tolist() == [[5, 6, 7, 8, 9, 0, 0, 0]]
     assert batch.weights[0, 5:].tolist() == [0.0, 0.0, 0.0]
-    assert not batch.attends[0, 0, :5, 5:].any()
-    assert batch.attends[0, 0].diagonal().all()
+    seen = visible(torch.tensor([0, 0, 1, 1, 1, -1, -1, -1]))
+    assert not seen[:5, 5:].any()
+    assert not seen[5:, :5].any()
+    assert seen.diagonal().all()
 
 
 def test_conversations_are_blind_to_each_other():
@@ -160,10 +163,9 @@ def test_conversations_are_blind_to_each_other():
     row.append_menu([5, 6])
     row.append_conversation([7, 8], [1.0, 1.0])
     row.append_conversation([9], [1.0])
-    batch = collate([row], pad_id=0, multiple=5)
     assert row.positions == [0, 1, 2, 3, 2]
     assert row.blocks == [0, 0, 1, 1, 2]
-    assert batch.attends[0, 0].int().tolist() == [
+    assert visible(torch.tensor(row.blocks)).int().tolist() == [
         [1, 0, 0, 0, 0],
         [1, 1, 0, 0, 0],
         [1, 1, 1, 0, 0],
@@ -185,15 +187,15 @@ def test_rows_keep_to_the_budget_and_repeat(builder):
 def test_shortened_conversations_end_with_the_tokens_of_the_whole_call(builder, tmp_path):
     """A human conversation that ends at the name has the tokens that a whole call begins with.
 
-    The quote that closes a name and the comma behind it are one token: a conversation cut in its
-    text would teach a quote that never stands in a call.
+    The quote that closes a name, the comma behind it and the space are one token: a conversation
+    cut in its text would teach a quote that never stands in a call.
     """
     (pool,) = human_pools(write_data(tmp_path), range(6), ("snips",))
-    quote, comma = (builder.tokenizer.convert_tokens_to_ids(t) for t in ('"', '",'))
+    texts = [builder.tokenizer.decode([token]) for token in range(len(builder.tokenizer))]
     last = []
     for seed in range(20):
         row = builder.build(pool, Random(seed))
-        named = [i for i, w in zip(row.ids, row.weights, strict=True) if w == NAME]
-        last += [i for i in named if i in {quote, comma}]
+        named = [texts[i] for i, w in zip(row.ids, row.weights, strict=True) if w == NAME]
+        last += [text for text in named if '"' in text]
     assert len(last) > 100
-    assert set(last) == {comma}
+    assert set(last) == {'", "'}

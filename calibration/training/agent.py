@@ -53,6 +53,7 @@ def keep_freed_memory() -> None:
 def tokenizer_texts(pools: Sequence[Pool], catalog: Catalog, seed: int) -> Iterator[str]:
     """Yield what the tokenizer learns from: names, descriptions, queries and arguments."""
     rng = Random(seed)
+    yield from ["user system assistant name arguments Done"] * 200
     yield from catalog.refusals
     for pool in pools:
         for name, tool in pool.tools.items():

@@ -98,6 +98,11 @@ class Catalog:
         return surface, json.loads(value) if arrow else surface
 
 
+def is_fixed(template: str) -> bool:
+    """Return whether the template always expands to the same query."""
+    return "|" not in template and not any(slot["lexicon"] for slot in _SLOT.finditer(template))
+
+
 def _choose_alternatives(template: str, rng: Random) -> str:
     text = template
     while found := _INNERMOST_ALTERNATIVES.search(text):

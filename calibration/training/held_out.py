@@ -13,7 +13,13 @@ import torch
 from transformers import Qwen3ForCausalLM
 
 from toolguard.calibration.training.examples import Example, Pool, fit_call
-from toolguard.calibration.training.packing import NAME, Row, RowBuilder, conversation
+from toolguard.calibration.training.packing import (
+    NAME,
+    Row,
+    RowBuilder,
+    conversation,
+    packed_hidden,
+)
 from toolguard.guard.tools import Menu
 
 _DRAWS = 20  # expansions a tool of a pool that has templates instead of examples
@@ -89,12 +95,7 @@ def _missed(model: Qwen3ForCausalLM, builder: RowBuilder, rows: Sequence[Row]) -
     """Return how many of the rows' conversations have a name token that is not the first choice."""
     batch = builder.collate(rows).to(model.device)
     with torch.autocast(model.device.type, torch.bfloat16):
-        hidden = model.model(
-            input_ids=batch.ids,
-            position_ids=batch.positions,
-            attention_mask=batch.attends,
-            use_cache=False,
-        ).last_hidden_state
+        hidden = packed_hidden(model, batch)
     named = batch.weights[:, 1:] == NAME
     chosen = model.lm_head(hidden[:, :-1][named]).argmax(-1)  # (name tokens,)
     wrong = named.nonzero()[chosen != batch.ids[:, 1:][named]]  # (missed tokens, 2): row, place

@@ -23,7 +23,7 @@ from torch.nn import functional
 from transformers import Qwen3ForCausalLM
 
 from toolguard.calibration.training.examples import Pool
-from toolguard.calibration.training.packing import NAME, Mix, PackedBatch, RowBuilder
+from toolguard.calibration.training.packing import NAME, Mix, PackedBatch, RowBuilder, packed_hidden
 
 ROW_TOKENS = 1024
 
@@ -45,16 +45,14 @@ class Stage:
     restart: float = 0.0
 
 
-_ALL = (("catalog", 0.27), ("snips", 0.08), ("clinc150", 0.37), ("hwu64", 0.28))
-_WHOLE = (("catalog", 0.40), ("snips", 0.12), ("clinc150", 0.22), ("hwu64", 0.26))
-_WHOLE_CALLS = Mix(budget=1024, names_only=0.15, cut=0.1, silent=0.3, arguments=0.9)
+_ALL = (("catalog", 0.34), ("snips", 0.12), ("clinc150", 0.28), ("hwu64", 0.26))
 # Few tools first: with 240 names from the start, reading the query was not learned in 600 steps.
 STAGES = (
-    Stage(length=128, shares=(("snips", 1.0),), mix=Mix(budget=512, names_only=1.0, cut=0.9)),
-    Stage(length=1952, shares=_ALL, mix=Mix(budget=512, names_only=0.9, cut=0.85)),
-    Stage(length=1120, shares=_ALL, mix=Mix(budget=1024, names_only=0.4, cut=0.5)),
-    # Names come first; arguments and queries without a tool need weight and turns of their own.
-    Stage(length=900, shares=_WHOLE, mix=_WHOLE_CALLS, restart=1.5e-3),
+    Stage(length=2, shares=(("snips", 1.0),), mix=Mix(budget=512, names_only=1.0, arguments=0.3)),
+    Stage(length=23, shares=_ALL, mix=Mix(budget=512, names_only=0.85, silent=0.12)),
+    Stage(length=45, shares=_ALL, mix=Mix(budget=1024, names_only=0.4, cut=0.3, silent=0.2)),
+    # Long rows: menus of twenty full definitions fit only here.
+    Stage(length=30, shares=_ALL, mix=Mix(budget=2048, names_only=0.15, cut=0.1, silent=0.25)),
 )
 
 
@@ -64,7 +62,8 @@ class Recipe:
 
     Args:
         steps: optimiser steps.
-        rows: packed rows of 1,024 tokens a step; a stage of shorter rows draws more of them.
+        rows: packed rows of 1,024 tokens a step; a stage of shorter rows draws more of them, one of
+            longer rows fewer.
         rate: peak learning rate.
         decay: AdamW weight decay.
         dropout: probability on attention and MLP outputs and on embeddings.
@@ -73,11 +72,11 @@ class Recipe:
         stages: what is drawn when.
     """
 
-    steps: int = 4100
+    steps: int = 9500
     rows: int = 4
-    rate: float = 3e-3
+    rate: float = 2.5e-3
     decay: float = 0.1
-    dropout: float = 0.1
+    dropout: float = 0.15
     average: float = 0.998
     warmup: int = 200
     seed: int = 0
@@ -118,12 +117,7 @@ class Recipe:
 
 def packed_loss(model: Qwen3ForCausalLM, batch: PackedBatch) -> tuple[Tensor, Tensor]:
     """Return the weighted mean cross-entropy and the accuracy at names' first tokens, scalars."""
-    hidden = model.model(
-        input_ids=batch.ids,
-        position_ids=batch.positions,
-        attention_mask=batch.attends,
-        use_cache=False,
-    ).last_hidden_state
+    hidden = packed_hidden(model, batch)
     weights = batch.weights[:, 1:]
     picked = weights > 0
     logits = model.lm_head(hidden[:, :-1][picked]).float()  # (targets, vocab)
@@ -308,7 +302,7 @@ class Trainer:
         torch.manual_seed(rng.getrandbits(32))
         stage = self.recipe.stage_at(self.step)
         pools, shares = zip(*self.shares_of(stage), strict=True)
-        rows = self.recipe.rows * max(1, ROW_TOKENS // stage.mix.budget)
+        rows = max(1, self.recipe.rows * ROW_TOKENS // stage.mix.budget)
         batch = self.builder.batch(lambda: rng.choices(pools, shares)[0], rng, rows, stage.mix)
         batch = batch.to(device)
         for group in self.optimizer.param_groups:

@@ -15,10 +15,24 @@ from typing import cast
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 
 from toolguard.adapters.wire.prompting import apply_template
-from toolguard.calibration.training.examples import Example, Pool, fit_call, vary_query, vary_tools
+from toolguard.calibration.training.examples import (
+    Example,
+    Pool,
+    fit_call,
+    vary_query,
+    vary_tools,
+    vary_values,
+)
+from toolguard.calibration.training.packed_attention import (
+    CHUNK,
+    RowMask,
+    chunk_length,
+    packed_rows_on,
+    row_mask,
+)
 from toolguard.guard.tools import Menu, ToolCall
 
 NAME, ARGUMENTS, REPLY, QUERY, MARKUP, SILENT = 1.0, 0.3, 0.3, 0.1, 0.5, 0.0
@@ -54,6 +68,7 @@ class Mix:
         names_only: share of menus without descriptions and parameters.
         cut: share of human-written conversations that end at the name, which they teach.
         silent: share of queries that call for no tool.
+        values: share of calls whose argument values are changed, so that they must be copied.
         arguments: loss weight of argument and answer tokens, below that of names.
     """
 
@@ -61,7 +76,8 @@ class Mix:
     names_only: float = 0.4
     cut: float = 0.5
     silent: float = 0.12
-    arguments: float = ARGUMENTS
+    values: float = 0.5
+    arguments: float = 0.9
 
 
 DEFAULT_MIX = Mix()
@@ -151,13 +167,13 @@ class PackedBatch:
     Args:
         ids: (rows, length) int64.
         positions: (rows, length) int64.
-        attends: (rows, 1, length, length) bool, from query to key.
+        masks: what the tokens of each row see.
         weights: (rows, length) float32; [r, i] weighs predicting token i from token i - 1.
     """
 
     ids: Tensor
     positions: Tensor
-    attends: Tensor
+    masks: tuple[RowMask, ...]
     weights: Tensor
 
     def to(self, device: torch.device) -> PackedBatch:
@@ -165,7 +181,7 @@ class PackedBatch:
         return PackedBatch(
             ids=self.ids.to(device),
             positions=self.positions.to(device),
-            attends=self.attends.to(device),
+            masks=tuple(mask.to(device) for mask in self.masks),
             weights=self.weights.to(device),
         )
 
@@ -205,6 +221,8 @@ class RowBuilder:
         row.append_menu(ids)
         while True:
             ids, weights = self._conversation(pool, menu, rng, mix)
+            if len(ids) > CHUNK:
+                continue  # rare, and it would double the chunks of the whole batch
             if len(row.ids) + len(ids) > mix.budget:
                 return row
             row.append_conversation(ids, weights)
@@ -239,6 +257,9 @@ class RowBuilder:
     def _example(self, pool: Pool, menu: Menu, rng: Random, mix: Mix = DEFAULT_MIX) -> Example:
         example = pool.draw_silent(menu.tools, rng) if rng.random() < mix.silent else None
         example = example or pool.draw_example(rng.choice(menu.names), rng)
+        if example.call is not None:
+            tool = pool.tools[example.call.name]
+            example = vary_values(example, pool, tool, rng, share=mix.values)
         example = vary_query(example, rng, drop=self.drop)
         if example.call is not None:
             example = Example(query=example.query, call=fit_call(example.call, menu))
@@ -302,12 +323,22 @@ def collate(rows: Sequence[Row], pad_id: int, multiple: int = 256) -> PackedBatc
         return torch.tensor(padded, dtype=dtype)
 
     blocks = stack("blocks", -1, torch.long)
-    same = blocks[:, :, None] == blocks[:, None, :]
-    shared = (blocks == 0)[:, None, :] & (blocks != -1)[:, :, None]
-    causal = torch.ones(length, length, dtype=torch.bool).tril()
+    chunk = chunk_length([row.blocks for row in rows])
     return PackedBatch(
         ids=stack("ids", pad_id, torch.long),
         positions=stack("positions", 0, torch.long),
-        attends=((same | shared) & causal)[:, None],
+        masks=tuple(row_mask(row, chunk) for row in blocks),
         weights=stack("weights", 0.0, torch.float32),
     )
+
+
+def packed_hidden(model: Qwen3ForCausalLM, batch: PackedBatch) -> Tensor:
+    """Return (rows, length, width): the model's last hidden states on a batch of packed rows."""
+    with packed_rows_on(model):
+        output = model.model(
+            input_ids=batch.ids,
+            position_ids=batch.positions,
+            attention_mask={"full_attention": batch.masks},
+            use_cache=False,
+        )
+    return cast("Tensor", output.last_hidden_state)
