@@ -216,7 +216,7 @@ def test_right_names_of_a_model_that_says_one_name(builder):
     """A model that always writes the same name is right exactly where that is the name."""
     cases = draw_cases(catalog_pool("test"), size=4, count=40, seed=0)
     wanted = cases[0].examples[0].call.name
-    ids = builder.tokenizer(f'{wanted}", ', add_special_tokens=False)["input_ids"]
+    ids = builder.tokenizer(f'{wanted}", "', add_special_tokens=False)["input_ids"]
     model = Parrot(ids, catalog_size=len(builder.tokenizer))
     right, total = right_names(model, builder, cases)
     assert total == 40
