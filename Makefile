@@ -12,7 +12,7 @@ PYTEST_ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.setup-stamp
-EXTRAS := dev,langchain,plot
+EXTRAS := dev,langchain,plot,postgresql,dashboard,opentelemetry
 # The wheel's own environment; see the target `wheel`.
 WHEEL_VENV := build/wheel-venv
 

@@ -1,4 +1,4 @@
-"""What stands inside HF `generate` for a guarded request: one criterion, one logits processor."""
+"""What stands inside HF `generate` for a guarded request: one criterion, two logits processors."""
 
 from __future__ import annotations
 
@@ -44,6 +44,28 @@ class WatchCriteria(StoppingCriteria):
                 len(stopped), dtype=torch.bool, device=input_ids.device
             )
         return self._none_stopped
+
+
+class RequiredNameMask(LogitsProcessor):
+    """Leaves in a turn's first name only tokens that lead to a name the turn must call."""
+
+    def __init__(self, request: GuardedRequest) -> None:
+        self._request = request
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # noqa: ARG002
+        """Return (rows, vocab) scores with all but the open children of each row's node at -inf."""
+        masked = scores
+        for index, row in enumerate(self._request.rows):
+            node = None if row.finished or row.judged else row.watcher.node
+            tokens = [] if node is None else list(self._request.plan.open_tokens(node))
+            if not tokens:
+                continue
+            masked = scores.clone() if masked is scores else masked
+            kept = scores[index, tokens]
+            masked[index] = -torch.inf
+            # Another processor may have closed all of them, and yet one must be written.
+            masked[index, tokens] = kept if bool(torch.isfinite(kept).any()) else 0.0
+        return masked
 
 
 class DeniedNameMask(LogitsProcessor):

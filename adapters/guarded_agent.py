@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, LogitsProcessorList, StoppingCriteriaList
 
-from toolguard.adapters.decoding_steps import DeniedNameMask, WatchCriteria
+from toolguard.adapters.decoding_steps import DeniedNameMask, RequiredNameMask, WatchCriteria
 from toolguard.adapters.generate_options import GenerateOptions
 from toolguard.adapters.loading import LoadedModel, wrap_model
 from toolguard.adapters.menu_plan import MenuPlan, MenuPlans
@@ -20,7 +20,15 @@ from toolguard.adapters.name_watch import TokenTexts
 from toolguard.adapters.redirect import follow_redirects
 from toolguard.adapters.request import GuardedRequest, Judged, Row
 from toolguard.adapters.text_stream import TextStream
-from toolguard.adapters.turn_prompt import TurnPrompt, context_of, left_padded, render_prompt
+from toolguard.adapters.text_turn import write_text
+from toolguard.adapters.turn_prompt import (
+    TurnPrompt,
+    check_room,
+    left_padded,
+    opening_call,
+    render_prompt,
+    room_after,
+)
 from toolguard.adapters.turn_result import GuardedResult, OnConfirm, read_turn
 from toolguard.adapters.wire.base import WireFormat
 from toolguard.adapters.wire.detection import choose_format
@@ -101,33 +109,41 @@ class GuardedAgent:
         tools: Sequence[ToolLike],
         *,
         prefill: str = "",
+        must_call: Collection[str] = (),
         on_text: Callable[[str], None] | None = None,
         on_confirm: OnConfirm | None = None,
+        hold: bool = False,
         **generate_kwargs: Any,
     ) -> GuardedResult:
         """Return one assistant turn: its message, the calls that may run, and every decision.
 
         Args:
             messages: HF chat format.
-            tools: tools or tool schemas, in prompt order.
+            tools: tools or tool schemas, in prompt order. Without any the turn is text: what looks
+                like a call in it is not one.
             prefill: text the turn must begin with.
+            must_call: names of which one must open the turn; it is judged like any other.
             on_text: called with pieces of plain text as they are written; text of a call is never
                 passed.
             on_confirm: asked about each call that wants a person; without it such a call does not
                 run.
+            hold: write such a call to its end, to ask about it later: it stands in `judged` alone,
+                and the message leaves all that does not run to whoever asks.
             generate_kwargs: passed to HF `generate`; 512 new tokens unless they say otherwise, and
                 never more than the context holds.
 
         Raises:
-            ConfigError: on an empty menu, a prompt longer than the context, or an option that
-                cannot be guarded.
+            ConfigError: on a menu that cannot be used, a prompt longer than the context, or an
+                option that cannot be guarded.
         """
         results = self.generate_batch(
             [messages],
             tools,
             prefill=prefill,
+            must_call=must_call,
             on_text=on_text,
             on_confirm=on_confirm,
+            hold=hold,
             **generate_kwargs,
         )
         return results[0]
@@ -144,8 +160,10 @@ class GuardedAgent:
         tools: Sequence[ToolLike],
         *,
         prefill: str = "",
+        must_call: Collection[str] = (),
         on_text: Callable[[str], None] | None = None,
         on_confirm: OnConfirm | None = None,
+        hold: bool = False,
         **generate_kwargs: Any,
     ) -> list[GuardedResult]:
         """Return one turn a conversation, generated together; see `generate`.
@@ -158,7 +176,9 @@ class GuardedAgent:
                 "on_text streams one conversation at a time",
                 hint="call generate once a conversation",
             )
-        menu = Menu.of(tools)
+        if prefill and must_call:
+            raise ConfigError("prefill and must_call both open the turn", hint="pass one of them")
+        menu = Menu.of(tools) if tools else None
         options = GenerateOptions.of(self.loaded, generate_kwargs)
         prompts = [
             render_prompt(self.loaded, self.wire, messages, menu, prefill)
@@ -166,14 +186,18 @@ class GuardedAgent:
         ]
         if not prompts:
             return []
+        if menu is None:
+            return write_text(self.loaded, prompts, options, must_call, on_text)
         plan = self._plans.get(menu, prompts[0].text)
+        if must_call:
+            plan = plan.calling(must_call)
+            opening = plan.names.prefix_ids
+            prompts = [opening_call(self.loaded, prompt, opening) for prompt in prompts]
         stream = TextStream(self.wire, on_text) if on_text else None
-        hold = on_confirm is not None
-        rows = self._write(prompts, plan, options, stream, hold=hold)
-        results = [
-            read_turn(row, plan, self.wire, self.guard, options.end_tokens, on_confirm=on_confirm)
-            for row in rows
-        ]
+        whole = hold or on_confirm is not None
+        rows = self._write(prompts, plan, options, stream, hold=whole)
+        read = partial(read_turn, on_confirm=on_confirm, notice=not hold)
+        results = [read(row, plan, self.wire, self.guard, options.end_tokens) for row in rows]
         if stream is not None:
             stream.finish(results[0].message["content"])
         return results
@@ -237,7 +261,7 @@ class GuardedAgent:
         request = self._request(plan, options, hold=hold)
         rows = [_add(request, prompt) for prompt in prompts]
         ids, mask = left_padded(prompts, options.pad_token, self.loaded.device)
-        room = self._room(ids.shape[1], options.room(ids.shape[1]))
+        room = room_after(self.loaded, ids.shape[1], options.room(ids.shape[1]))
         cache = self._own_cache(options) if len(prompts) == 1 else None
         tell = partial(_tell, stream, rows[0], options.end_tokens) if stream else None
         self._generate(request, options, ids, mask, new_tokens=room, cache=cache, on_token=tell)
@@ -269,16 +293,11 @@ class GuardedAgent:
         request = self._request(plan, options, hold=hold)
         row = _add(request, prompt, forced=True)
         row.judged = list(judged)
-        room = self._room(len(prompt.ids), turn_tokens - len(prompt.written))
+        room = room_after(self.loaded, len(prompt.ids), turn_tokens - len(prompt.written))
         if room > 0 and prompt.written[-1] not in options.end_tokens:
             ids, mask = left_padded([prompt], options.pad_token, self.loaded.device)
             self._generate(request, options, ids, mask, new_tokens=room, cache=cache)
         return row
-
-    def _room(self, width: int, wanted: int) -> int:
-        """Return how many tokens may follow `width`: what is wanted, as far as the context goes."""
-        limit = context_of(self.loaded)
-        return wanted if limit is None else min(wanted, limit - width)
 
     def _own_cache(self, options: GenerateOptions) -> DynamicCache | None:
         """Return a cache to keep after `generate`, if a redirect may want it."""
@@ -308,14 +327,12 @@ class GuardedAgent:
         cache: DynamicCache | None = None,
         on_token: Callable[[], None] | None = None,
     ) -> Any:
-        if new_tokens < 1:
-            raise ConfigError(
-                f"a prompt of {input_ids.shape[1]} tokens leaves no room for an answer",
-                hint="raise max_new_tokens or max_length, or shorten the conversation",
-            )
+        check_room(input_ids.shape[1], new_tokens)
         settings = options.settings(new_tokens)
         criteria = [*(settings.pop("stopping_criteria", None) or [])]
         processors = [*(settings.pop("logits_processor", None) or [])]
+        if request.plan.must_call:
+            processors.append(RequiredNameMask(request))
         if request.plan.banned:
             processors.append(DeniedNameMask(request))
         if cache is not None:

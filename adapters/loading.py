@@ -142,7 +142,7 @@ def wrap_model(
 def _locate(name_or_path: str, revision: str | None) -> tuple[Path, str]:
     """Return the folder of a checkpoint and, for one of a hub, its commit."""
     if name_or_path == REFERENCE:
-        return _reference_folder(), ""
+        return reference_folder(), ""
     folder = Path(name_or_path).expanduser()
     if folder.is_dir():
         return folder, ""
@@ -159,7 +159,12 @@ def _locate(name_or_path: str, revision: str | None) -> tuple[Path, str]:
     return _from_hub(name_or_path, revision)
 
 
-def _reference_folder() -> Path:
+def reference_folder() -> Path:
+    """Return the folder of the bundled agent's checkpoint.
+
+    Raises:
+        ConfigError: if this installation has none.
+    """
     folder = Path(str(files("toolguard.adapters"))) / REFERENCE
     if not (folder / "config.json").is_file():
         raise ConfigError(

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 
 import torch
 
 from toolguard.adapters.decision_token import NameTokens, name_tokens
 from toolguard.adapters.loading import LoadedModel
 from toolguard.adapters.wire.base import WireFormat
+from toolguard.guard.errors import ConfigError
 from toolguard.guard.guard import Guard
 from toolguard.guard.profile import MenuView, Profile
 from toolguard.guard.tools import Menu
@@ -31,6 +32,7 @@ class MenuPlan:
         view: what the profile knows of them.
         banned: trie node -> child tokens under which every name is denied.
         calibrated_token: whether the decision token is the one that the profile was made at.
+        must_call: names of which one must open the turn; empty leaves the model free.
     """
 
     menu: Menu
@@ -39,6 +41,27 @@ class MenuPlan:
     view: MenuView
     banned: Mapping[int, tuple[int, ...]]
     calibrated_token: bool
+    must_call: frozenset[str] = frozenset()
+
+    def calling(self, names: Collection[str]) -> MenuPlan:
+        """Return the plan of a turn that must open with a call of one of `names`.
+
+        Raises:
+            ConfigError: if a name is not on the menu.
+        """
+        if strangers := sorted(set(names) - set(self.menu.names)):
+            raise ConfigError(
+                f"{strangers[0]!r} must be called but is not on the menu",
+                hint=f"on the menu are: {', '.join(self.menu.names)}",
+                names=strangers,
+            )
+        return replace(self, must_call=frozenset(names))
+
+    def open_tokens(self, node: int) -> tuple[int, ...]:
+        """Return the tokens at a trie node that lead to a name in `must_call`."""
+        wanted = frozenset(i for i, name in enumerate(self.trie.names) if name in self.must_call)
+        children = self.trie.children(node)
+        return tuple(token for token in children if _leads_to(self.trie, node, token) & wanted)
 
 
 class MenuPlans:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from toolguard.adapters.loading import LoadedModel
 from toolguard.adapters.wire.base import WireFormat
-from toolguard.adapters.wire.turn import opens_thought
+from toolguard.adapters.wire.turn import closing_mark, opens_thought
 from toolguard.guard.errors import ConfigError
 from toolguard.guard.tools import Menu
 
@@ -49,16 +49,19 @@ def render_prompt(
     loaded: LoadedModel,
     wire: WireFormat,
     messages: Sequence[Mapping[str, Any]],
-    menu: Menu,
+    menu: Menu | None,
     prefill: str,
 ) -> TurnPrompt:
-    """Return the prompt of a turn that begins with `prefill`.
+    """Return the prompt of a turn that begins with `prefill`; without a menu it offers no tools.
 
     Raises:
         ConfigError: if the conversation is malformed or longer than the model's context.
         UnsupportedModel: if the tokenizer has no chat template.
     """
-    text = wire.render(loaded.tokenizer, messages, menu)
+    if menu is None:
+        text = wire.render_plain(loaded.tokenizer, messages)
+    else:
+        text = wire.render(loaded.tokenizer, messages, menu)
     before = _encode(loaded, text)
     prompt = TurnPrompt(text=text, before=before)
     if prefill:
@@ -75,6 +78,37 @@ def render_prompt(
             context=limit,
         )
     return prompt
+
+
+def opening_call(loaded: LoadedModel, prompt: TurnPrompt, prefix_ids: Sequence[int]) -> TurnPrompt:
+    """Return the prompt whose turn begins with a call, up to the name; an open thought is closed.
+
+    Args:
+        loaded: its tokenizer.
+        prompt: with nothing written yet.
+        prefix_ids: tokens of the opening, as in `NameTokens`.
+    """
+    closing = f"\n{closing_mark(prompt.lead)}\n\n" if prompt.lead else ""
+    return prompt.with_turn([*_encode(loaded, closing), *prefix_ids])
+
+
+def room_after(loaded: LoadedModel, width: int, wanted: int) -> int:
+    """Return how many tokens may follow `width`: what is wanted, as far as the context goes."""
+    limit = context_of(loaded)
+    return wanted if limit is None else min(wanted, limit - width)
+
+
+def check_room(width: int, new_tokens: int) -> None:
+    """Check that an answer fits behind a prompt of `width` tokens.
+
+    Raises:
+        ConfigError: if no token may follow.
+    """
+    if new_tokens < 1:
+        raise ConfigError(
+            f"a prompt of {width} tokens leaves no room for an answer",
+            hint="raise max_new_tokens or max_length, or shorten the conversation",
+        )
 
 
 def context_of(loaded: LoadedModel) -> int | None:

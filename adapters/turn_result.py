@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -22,16 +22,30 @@ FinishReason = Literal["stop", "length", "guard"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class JudgedCall:
+    """A decision and the call it is about.
+
+    Args:
+        decision: the verdict.
+        call: the whole call; None where it ended at its name or is not well formed.
+    """
+
+    decision: Decision
+    call: ToolCall | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class GuardedResult:
     """One guarded assistant turn.
 
     Args:
         message: HF chat message: role, content and, for calls that may run, tool_calls.
         calls: the calls that may run, in the order written.
-        decisions: every decision, calls that do not run included, in the order written.
+        judged: every decision with its call, calls that do not run included, in the order written.
         text: the turn as written, special tokens included; where the guard ended it, up to the
             token that completed the name.
         tokens: its token ids.
+        prompt_tokens: tokens in front of the turn.
         finish_reason: `guard` if the guard ended the turn, `length` if the token limit did.
         malformed: the error in the turn's last call, which then does not run; None if there is
             none.
@@ -39,11 +53,17 @@ class GuardedResult:
 
     message: dict[str, Any]
     calls: tuple[ToolCall, ...]
-    decisions: tuple[Decision, ...]
+    judged: tuple[JudgedCall, ...]
     text: str
     tokens: tuple[int, ...]
+    prompt_tokens: int
     finish_reason: FinishReason
     malformed: ParseError | None = None
+
+    @property
+    def decisions(self) -> tuple[Decision, ...]:
+        """Every decision, in the order written."""
+        return tuple(judged.decision for judged in self.judged)
 
 
 def read_turn(
@@ -54,32 +74,38 @@ def read_turn(
     end_tokens: frozenset[int],
     *,
     on_confirm: OnConfirm | None,
+    notice: bool = True,
 ) -> GuardedResult:
     """Return the row's result: only calls whose own decision executes are in it.
 
     A call that was parsed but never judged (written where no decision token was seen) is refused.
+    An empty message says what was not called, unless `notice` is False.
     """
     tokens = row.watcher.tokens
     turn, malformed = wire.parse_written(row.watcher.text_before(end_tokens), menu=plan.menu)
     by_start = {judged.start: judged for judged in row.judged}
-    decisions = {start: judged.decision for start, judged in by_start.items()}
+    final = {start: JudgedCall(decision=found.decision) for start, found in by_start.items()}
     calls: list[ToolCall] = []
     for call in turn.calls:
         decision = _decision_of(call, by_start.get(call.start), plan, guard)
+        if wire.writes_arguments and (tool := plan.menu.get(call.name)) is not None:
+            decision = guard.check_arguments(decision, call, tool)
         if decision.action == "confirm" and on_confirm is not None:
             decision = _ask(decision, call, on_confirm, guard)
-        decisions[call.start] = decision
+        final[call.start] = JudgedCall(decision=decision, call=call)
         if decision.executed_tool == call.name:
             calls.append(call)
     stopped = row.stopped_by_guard
     ended = bool(tokens) and tokens[-1] in end_tokens
-    final = tuple(decisions[start] for start in sorted(decisions))
+    judged = tuple(final[start] for start in sorted(final))
+    told = [each.decision for each in judged] if notice else []
     return GuardedResult(
-        message=_message(turn, calls, final),
+        message=_message(turn, calls, told),
         calls=tuple(calls),
-        decisions=final,
+        judged=judged,
         text=row.watcher.text,
         tokens=tuple(tokens),
+        prompt_tokens=row.prompt_length,
         finish_reason="guard" if stopped else "stop" if ended else "length",
         malformed=None if stopped else malformed,
     )
@@ -110,7 +136,7 @@ def _ask(decision: Decision, call: ToolCall, on_confirm: OnConfirm, guard: Guard
 
 
 def _message(
-    turn: ParsedTurn, calls: list[ToolCall], decisions: tuple[Decision, ...]
+    turn: ParsedTurn, calls: Sequence[ToolCall], decisions: Sequence[Decision]
 ) -> dict[str, Any]:
     message: dict[str, Any] = {"role": "assistant", "content": turn.content}
     if calls:

@@ -36,6 +36,9 @@ COMMANDS: Mapping[str, CommandEntry] = {
     "calibrate": CommandEntry(f"{_PACKAGE}.calibrate", "Make a profile from a model and data."),
     "evaluate": CommandEntry(f"{_PACKAGE}.evaluate", "Measure a profile on labelled records."),
     "check": CommandEntry(f"{_PACKAGE}.check", "Read the tool choice for one query."),
+    "policy": CommandEntry(f"{_PACKAGE}.policy", "Check a policy, or replay it on recorded calls."),
+    "audit": CommandEntry(f"{_PACKAGE}.audit", "List, verify and count what the guard recorded."),
+    "dashboard": CommandEntry(f"{_PACKAGE}.dashboard", "Watch decisions and answer approvals."),
     "train": CommandEntry(f"{_PACKAGE}.train", "Train the bundled reference agent."),
 }
 

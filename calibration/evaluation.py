@@ -20,14 +20,11 @@ from toolguard.calibration.collect import collect
 from toolguard.calibration.generation import continue_prompts
 from toolguard.calibration.judged_calls import CallJudge, Intake, JudgedCall
 from toolguard.calibration.metrics import (
-    Rate,
     aurc,
     auroc,
     calibration_error,
     paired_difference,
     quartile_errors,
-    undetermined,
-    wilson,
 )
 from toolguard.calibration.prompts import PromptWriter
 from toolguard.calibration.records import Record
@@ -36,6 +33,7 @@ from toolguard.calibration.steering import METHODS, measure_steering
 from toolguard.calibration.steering_cases import draw_cases
 from toolguard.guard.errors import DatasetError, ToolguardError
 from toolguard.guard.profile import Profile
+from toolguard.guard.rate import Rate, undetermined, wilson
 
 # Generation pads its prompts, so that one batch may hold more tokens than one packed reading.
 GENERATION_FACTOR = 4

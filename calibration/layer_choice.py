@@ -20,13 +20,14 @@ from toolguard.calibration.labelled_calls import (
     places_of,
     wrong_of,
 )
-from toolguard.calibration.metrics import Rate, auroc, wilson
+from toolguard.calibration.metrics import auroc
 from toolguard.calibration.near_duplicates import group_near_duplicates, query_tokens
 from toolguard.calibration.splits import SplitItem
 from toolguard.calibration.statistics import ToolStatistics
 from toolguard.calibration.tool_means import NameRows, readout_from, tool_means
 from toolguard.guard.errors import CalibrationError
 from toolguard.guard.profile_meta import CovarianceTarget
+from toolguard.guard.rate import Rate, wilson
 from toolguard.guard.readout import Readout, ReadoutKind
 
 FEWEST_ERRORS = 10  # below this an AUROC is noise: its standard error is above 0.08

@@ -10,19 +10,18 @@ import numpy as np
 from toolguard.calibration.fit_input import CollectedCalls, FitOptions
 from toolguard.calibration.labelled_calls import Booleans, Floats, places_of, wrong_of
 from toolguard.calibration.metrics import (
-    Rate,
     aurc,
     auroc,
     brier,
     calibration_error,
     paired_difference,
     quartile_errors,
-    undetermined,
-    wilson,
 )
 from toolguard.calibration.readout_fit import FittedReadout
 from toolguard.calibration.risk import RiskThreshold, measure_risk
 from toolguard.calibration.splits import SPLITS
+from toolguard.guard.distribution import Distribution
+from toolguard.guard.rate import Rate, undetermined, wilson
 
 _RESAMPLES = 500
 
@@ -162,9 +161,17 @@ def profile_metrics(
                 options.seed,
             ),
             **_guarded_metrics(collected, fitted, probability, thresholds, options),
+            "distributions": _distributions(
+                {**margins, "p_wrong": probability}, fitted.trusted_places(calls, "test")
+            ),
         },
         "warnings": _warnings(collected, fitted, thresholds, options),
     }
+
+
+def _distributions(readings: Mapping[str, Floats], places: Sequence[int]) -> dict[str, Any]:
+    """Return what later readings are compared with: margins and P(wrong) of trusted calls."""
+    return {name: Distribution.of(values[places]).to_dict() for name, values in readings.items()}
 
 
 def _guarded_metrics(

@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import beta, binom
 
-from toolguard.calibration.metrics import Rate, checked_outcomes, undetermined, wilson
+from toolguard.calibration.metrics import checked_outcomes
 from toolguard.guard.errors import CalibrationError
+from toolguard.guard.rate import Rate, undetermined, wilson
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]

@@ -14,8 +14,8 @@ from torch import Tensor
 from toolguard.adapters.loading import LoadedModel
 from toolguard.adapters.wire import WireFormat
 from toolguard.calibration.generation import continue_prompts
-from toolguard.calibration.metrics import Rate, wilson
 from toolguard.guard.profile import Profile
+from toolguard.guard.rate import Rate, wilson
 from toolguard.guard.tools import Menu
 from toolguard.guard.trie import NameTrie
 

@@ -15,6 +15,7 @@ import re
 import runpy
 import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -104,6 +105,21 @@ def check() -> str | None:
     return _command_output("check", *options, "--query", QUERY)
 
 
+def example(name: str, *options: str) -> Callable[[], str | None]:
+    """Return a source that gives what an example prints under the demo's profile."""
+
+    def printed() -> str | None:
+        if not AGENT_NUMBERS.exists():
+            return None
+        demo_sections()
+        main = runpy.run_path(str(ROOT / "examples" / f"{name}.py"))["main"]
+        with tempfile.TemporaryDirectory() as folder:
+            text = _printed(lambda: main([word.format(folder=folder) for word in options]))
+        return _fenced(text.replace(folder, "out"))
+
+    return printed
+
+
 def picture() -> str | None:
     """Copy the demo's picture into docs and return the link to it."""
     if not AGENT_NUMBERS.exists():
@@ -182,6 +198,8 @@ SOURCES: Mapping[str, Callable[[], str | None]] = {
     "demo": demo("Guarded calls"),
     "picture": picture,
     "check": check,
+    "langchain": example("langchain_agent", "--audit", "{folder}/langchain_agent.db"),
+    "staging": example("staging_block", "--out", "{folder}/staging_block"),
     "agent": agent,
     "bench": bench,
 }

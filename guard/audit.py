@@ -9,6 +9,7 @@ from typing import Any
 import structlog
 
 from toolguard.guard.decision import Decision
+from toolguard.guard.guardrail_names import guardrail_attributes
 from toolguard.guard.tools import sha256_text
 
 EVENT = "tool_decision"
@@ -72,6 +73,10 @@ def default_logger() -> Any:
 
 
 def log_decision(decision: Decision, logger: Any | None = None) -> None:
-    """Write the decision to `logger`, or to `default_logger`, as one event."""
+    """Write the decision to `logger`, or to `default_logger`, as one event.
+
+    What has a conventional name (`guardrail_names`) stands under that name as well.
+    """
     log = logger if logger is not None else default_logger()
-    log.info(EVENT, **decision_record(decision))
+    record = decision_record(decision)
+    log.info(EVENT, **record, **guardrail_attributes(record))

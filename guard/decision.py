@@ -25,6 +25,13 @@ Reason = Literal[
     "unread",
     "refused_by_person",
     "approved_by_person",
+    "missing_argument",
+    "invalid_arguments",
+    "role",
+    "budget",
+    "no_record",
+    "edited",
+    "call_limit",
 ]
 """Why: one word that policies, logs and tests can rely on."""
 
@@ -79,6 +86,7 @@ class Decision:
         reading: the evidence.
         threshold: largest P(wrong) that was allowed; None if none is.
         target: the tool redirected or steered to; None otherwise.
+        fields: arguments that the reason is about, by name.
         latency_us: microseconds spent on reading and judging.
     """
 
@@ -90,6 +98,7 @@ class Decision:
     reading: Reading
     threshold: float | None = None
     target: str | None = None
+    fields: tuple[str, ...] = ()
     latency_us: float = 0.0
 
     @property
@@ -106,7 +115,10 @@ class Decision:
 
     @property
     def question(self) -> str:
-        """What to ask the user on `clarify`: the tools that compete, best first."""
+        """What to ask the user on `clarify`: for the missing arguments, or between two tools."""
+        if self.fields:
+            wanted = " and ".join(name.replace("_", " ") for name in self.fields)
+            return f"What should I use as {wanted} for {self.target or self.tool}?"
         named = self.reading.ranking("logprob") or self.reading.menu
         rivals = [self.tool, *(name for name in named if name != self.tool)][:2]
         if len(rivals) < 2:

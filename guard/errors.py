@@ -8,6 +8,7 @@ ToolguardError                  exit code 1
 ├── UnsupportedModel            a model or template lacks what the guard must read
 ├── ShapeError                  two tensors that must agree do not
 ├── ReadoutError                a reading could not be computed (the guard then fails closed)
+├── AuditError                  the audit store cannot be read or written (the call then waits)
 └── ParseError                  generated text is not a well-formed tool call
 """
 
@@ -69,3 +70,7 @@ class ReadoutError(ToolguardError):
 
 class ParseError(ToolguardError):
     """Generated text opens a tool call that is not well formed; fields: offset, kind."""
+
+
+class AuditError(ToolguardError):
+    """The audit store cannot be opened, read or written; what it should have recorded must wait."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 from math import isinf
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from toolguard.guard.arguments import ArgumentFinding, check_arguments
 from toolguard.guard.audit import log_decision
 from toolguard.guard.calibrator import Calibrator
-from toolguard.guard.decision import EXECUTING, Action, Decision, Reading, Reason
-from toolguard.guard.errors import ReadoutError, ShapeError, ToolguardError
+from toolguard.guard.decision import EXECUTING, Decision, Reading, Reason
+from toolguard.guard.errors import ConfigError, ShapeError, ToolguardError
 from toolguard.guard.policy import Policy
 from toolguard.guard.profile import MenuView, Profile
 from toolguard.guard.readout import margin, top_gap
+from toolguard.guard.tools import Tool, ToolCall
+from toolguard.guard.verdict import NOT_ON_MENU, Judge, Verdict, verdict_by_rule
+
+_NAMES = 4096  # tools whose rules are kept ready
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,14 +48,6 @@ class Evidence:
     fault: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class _Verdict:
-    action: Action
-    reason: Reason
-    detail: str
-    target: str | None = None
-
-
 class Guard:
     """A profile and a policy: judges readings. Holds no request state, so threads may share it.
 
@@ -66,6 +64,10 @@ class Guard:
         self.policy = policy
         self.logger = logger
         self.threshold = profile.threshold(policy.risk_target) if profile else None
+        # Names are resolved once, not a call: a glob or a risk target is looked up in microseconds,
+        # a whole verdict takes tens of them.
+        self._ruling = lru_cache(maxsize=_NAMES)(policy.ruling)
+        self._threshold = lru_cache(maxsize=_NAMES)(partial(_threshold, profile, policy))
         self._calibrator = Calibrator.from_dict(profile.meta.calibrator) if profile else None
 
     @classmethod
@@ -102,7 +104,11 @@ class Guard:
         """Return the names that no evidence could make run: decoding masks them."""
         if self.monitoring:
             return frozenset()
-        return frozenset(name for name in names if self.policy.rule_for(name) == "deny")
+        return frozenset(name for name in names if self._ruling(name).rule == "deny")
+
+    def threshold_for(self, name: str) -> float | None:
+        """Return the largest P(wrong) at which a call of this tool runs; None if none does."""
+        return self._threshold(name)
 
     def check(self, evidence: Evidence, view: MenuView) -> Decision:
         """Return the verdict on one call and write it to the log.
@@ -111,20 +117,20 @@ class Guard:
         runs, and the record says so).
         """
         started = time.perf_counter()
-        ruled: _Verdict | None = None
+        ruled: Verdict | None = None
         try:
             ruled = self._by_rule(evidence.chosen, view)
             reading = self.read(evidence, view)
             verdict = ruled or self._by_evidence(reading, view, evidence.steered_to)
         except Exception as error:  # noqa: BLE001 - whatever fails here must end in a closed door
             reading = _unread(evidence, view, error)
-            verdict = ruled or _Verdict("veto", "fault", f"the guard failed: {reading.fault}")
+            verdict = ruled or Verdict("veto", "fault", f"the guard failed: {reading.fault}")
         return self._decide(reading, verdict, (time.perf_counter() - started) * 1e6)
 
     def refuse(self, chosen: str, view: MenuView, reason: Reason, detail: str) -> Decision:
         """Return and log the decision that closes a call for which there is no reading."""
         reading = Reading(menu=view.names, chosen=chosen, fault=detail)
-        return self._decide(reading, _Verdict("veto", reason, detail), 0.0)
+        return self._decide(reading, Verdict("veto", reason, detail), 0.0)
 
     def read(self, evidence: Evidence, view: MenuView) -> Reading:
         """Return the evidence as scores, margins and P(wrong), without judging it.
@@ -207,70 +213,60 @@ class Guard:
             return None
         return best, steering.alpha * view.direction(second, best)
 
-    def _by_rule(self, name: str, view: MenuView) -> _Verdict | None:
-        """Return the verdict that needs no evidence, or None."""
-        if name not in view.names:
-            return _Verdict("veto", "not_on_menu", "the model named a tool that is not on the menu")
-        rule = self.policy.rule_for(name)
-        listed = name in self.policy.tools
-        if rule == "deny":
-            reason: Reason = "rule_deny" if listed else "unlisted"
-            return _Verdict("veto", reason, "the policy denies this tool")
-        if rule == "confirm":
-            reason = "rule_confirm" if listed else "unlisted"
-            return _Verdict("confirm", reason, "the policy wants a person to confirm")
-        if rule == "allow":
-            detail = "the policy allows this tool whatever the evidence"
-            return _Verdict("allow", "rule_allow", detail)
-        return None
+    def _by_rule(self, name: str, view: MenuView) -> Verdict | None:
+        return verdict_by_rule(self._ruling(name)) if name in view.names else NOT_ON_MENU
 
-    def _by_evidence(self, reading: Reading, view: MenuView, steered_to: str | None) -> _Verdict:
-        if reading.fault:
-            return _Verdict("veto", "fault", reading.fault)
-        if reading.status != "calibrated":
-            return self._untrusted(reading)
-        if reading.p_wrong is None:
-            raise ReadoutError("no P(wrong): a signal of the calibrator was not read")
-        if self.threshold is not None and reading.p_wrong <= self.threshold:
-            action: Action = "steer" if steered_to == reading.chosen else "allow"
-            return _Verdict(action, "confident", "P(wrong) is within the threshold", steered_to)
-        return self._doubtful(reading, view)
+    def _by_evidence(self, reading: Reading, view: MenuView, steered_to: str | None) -> Verdict:
+        judge = Judge(
+            policy=self.policy,
+            ruling=self._ruling(reading.chosen),
+            threshold=self._threshold(reading.chosen),
+            statuses=view.statuses,
+            steered_to=steered_to,
+        )
+        return judge.verdict(reading)
 
-    def _untrusted(self, reading: Reading) -> _Verdict:
-        actions: dict[str, Action] = {"allow": "allow", "confirm": "confirm", "deny": "veto"}
-        action = actions.get(self.policy.uncalibrated)
-        if action is None:
-            action = self.policy.doubtful_action(reading.chosen)
-        if action == "redirect":  # an untrusted reading is no ground for choosing another tool
-            action = "veto"
-        detail = f"the profile cannot vouch for this tool: it is {reading.status}"
-        return _Verdict(action, "uncalibrated", detail)
+    def check_arguments(self, decision: Decision, call: ToolCall, tool: Tool) -> Decision:
+        """Return the decision after a look at the call's arguments, written to the log if changed.
 
-    def _doubtful(self, reading: Reading, view: MenuView) -> _Verdict:
-        limit = "P(wrong) is above the threshold"
-        if self.threshold is None:
-            limit = "no P(wrong) is allowed at this risk target"
-        action = self.policy.doubtful_action(reading.chosen)
-        if action != "redirect":
-            return _Verdict(action, "doubtful", limit)
-        target = self._replacement(reading, view)
-        if target is None:
-            return _Verdict("veto", "doubtful", f"{limit}, and no other tool may replace this one")
-        return _Verdict("redirect", "doubtful", limit, target)
+        A missing required value asks for it, anything else vetoes. A call that does not go on
+        anyway is not looked at. Never raises: if the arguments cannot be judged the call does not
+        run (monitor mode: it runs, and the record says so).
 
-    def _replacement(self, reading: Reading, view: MenuView) -> str | None:
-        """Return the best other tool if all signals agree on it and it may stand in, else None."""
-        rivals = {
-            next((name for name in reading.ranking(signal) if name != reading.chosen), None)
-            for signal in reading.scores
-        }
-        rival = rivals.pop() if len(rivals) == 1 else None
-        # A tool the profile cannot vouch for would not have passed if the model had chosen it.
-        if rival is None or view.statuses[rival] != "calibrated":
-            return None
-        return rival if self.policy.may_replace(reading.chosen, rival) else None
+        Args:
+            decision: on the call's name.
+            call: as parsed.
+            tool: of the call.
+        """
+        going = decision.proposed if self.monitoring else decision.action
+        if going not in EXECUTING and going != "confirm":
+            return decision
+        started = time.perf_counter()
+        try:
+            findings = self._argument_findings(call, tool)
+        except Exception as error:  # noqa: BLE001 - whatever fails here must end in a closed door
+            why = f"the arguments could not be judged: {type(error).__name__}"
+            closed = replace(decision, proposed="veto", reason="fault", detail=why)
+        else:
+            if not findings:
+                return decision
+            closed = _with_findings(decision, findings)
+        return self.record(
+            replace(
+                closed,
+                action="allow" if self.monitoring else closed.proposed,
+                latency_us=decision.latency_us + (time.perf_counter() - started) * 1e6,
+            )
+        )
 
-    def _decide(self, reading: Reading, verdict: _Verdict, latency_us: float) -> Decision:
+    def _argument_findings(self, call: ToolCall, tool: Tool) -> tuple[ArgumentFinding, ...]:
+        if call.name != tool.name:
+            raise ConfigError(f"a call of {call.name!r} is judged by the tool {tool.name!r}")
+        closed = self.policy.unknown_arguments == "deny"
+        listed = self.policy.tool_policy(call.name)
+        return check_arguments(tool, call.arguments, listed, closed=closed)
+
+    def _decide(self, reading: Reading, verdict: Verdict, latency_us: float) -> Decision:
         opened = self.monitoring and verdict.action not in ("allow", "steer")
         decision = Decision(
             action="allow" if opened else verdict.action,
@@ -279,7 +275,7 @@ class Guard:
             reason=verdict.reason,
             detail=verdict.detail,
             reading=reading,
-            threshold=self.threshold,
+            threshold=self._threshold(reading.chosen),
             target=None if opened else verdict.target,
             latency_us=latency_us,
         )
@@ -294,6 +290,22 @@ class Guard:
                 return decision
             return _closed(decision, f"the decision could not be recorded: {type(error).__name__}")
         return decision
+
+
+def _threshold(profile: Profile | None, policy: Policy, name: str) -> float | None:
+    return profile.threshold(policy.risk_target_for(name)) if profile else None
+
+
+def _with_findings(decision: Decision, findings: tuple[ArgumentFinding, ...]) -> Decision:
+    """Return the decision that closes the call; a question where all that is wrong is missing."""
+    missing = all(found.problem == "missing" for found in findings)
+    return replace(
+        decision,
+        proposed="clarify" if missing else "veto",
+        reason="missing_argument" if missing else "invalid_arguments",
+        detail="; ".join(map(str, findings)),
+        fields=tuple(dict.fromkeys(found.field for found in findings if found.field)),
+    )
 
 
 def _unread(evidence: Evidence, view: MenuView, error: Exception) -> Reading:

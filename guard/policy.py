@@ -1,87 +1,141 @@
-"""The policy file: what may run, and what happens when the evidence is not good enough."""
+"""The policy: what may run, and what happens when the evidence is not good enough."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Self
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from toolguard.guard.decision import Action
 from toolguard.guard.errors import ConfigError
+from toolguard.guard.policy_file import read_policy_file
+from toolguard.guard.policy_presets import TIERS, PresetName, expand
+from toolguard.guard.policy_sections import (
+    AuditPolicy,
+    Budget,
+    Count,
+    Mode,
+    RiskTarget,
+    Rule,
+    Section,
+    Steering,
+    TierPolicy,
+    ToolPolicy,
+)
+from toolguard.guard.tools import canonical_json, sha256_text
 
-Mode = Literal["monitor", "enforce"]
-Tier = Literal["read", "write", "irreversible"]
-Rule = Literal["judge", "allow", "deny", "confirm"]
-TIERS: tuple[Tier, ...] = ("read", "write", "irreversible")
+__all__ = [
+    "AuditPolicy",
+    "Budget",
+    "Mode",
+    "Policy",
+    "Rule",
+    "Steering",
+    "TierPolicy",
+    "ToolPolicy",
+    "ToolRuling",
+    "is_glob",
+]
 
-
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class ToolPolicy(_Section):
-    """What one tool, by its exact name, is and how it is treated.
-
-    Attributes:
-        tier: how much harm a wrong call does.
-        rule: `judge` by the evidence, or always `allow`, `deny` or `confirm`.
-        doubtful: action when P(wrong) is above the threshold; by default that of the tier.
-    """
-
-    tier: Tier = "write"
-    rule: Rule = "judge"
-    doubtful: Action | None = None
-
-
-class Steering(_Section):
-    """When and how far to push the hidden state towards the readout's best tool.
-
-    Attributes:
-        alpha: multiples of the mean difference that are added; 1 moves by one whole difference.
-        max_gap: steer only where the readout's best two tools are closer than this; by default the
-            profile's lower quartile.
-    """
-
-    alpha: float = Field(default=1.0, gt=0)
-    max_gap: float | None = Field(default=None, gt=0)
+_SCHEMA_DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 
-def _doubtful_by_tier() -> dict[Tier, Action]:
-    return {"read": "allow", "write": "confirm", "irreversible": "veto"}
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolRuling:
+    """What the policy says of one name, with every default filled in.
 
-
-class Policy(_Section):
-    """A whole policy. The default watches and blocks nothing.
-
-    Attributes:
-        version: of this format.
-        mode: `monitor` records what it would do; `enforce` does it.
-        unlisted: rule for tools that `tools` does not name.
-        uncalibrated: rule for tools the profile cannot vouch for: too few examples, changed, or
-            unknown.
+    Args:
+        key: the entry of `tools` that decides, a name or a glob; None for a tool nobody listed.
+        tier: its tier; the most harmful one for a tool nobody listed.
+        rule: static rule.
+        doubtful: action when P(wrong) is above the threshold.
         risk_target: largest share of wrong calls among the allowed ones; None takes what the
             profile was made for.
-        doubtful: action by tier when P(wrong) is above the threshold; a tier left out is vetoed.
-        steering: None steers nothing.
-        tools: by exact name.
     """
 
+    key: str | None
+    tier: str
+    rule: Rule
+    doubtful: Action
+    risk_target: float | None
+
+    @property
+    def listed(self) -> bool:
+        """Whether an entry of `tools` covers the name."""
+        return self.key is not None
+
+
+def _default_tiers() -> dict[str, TierPolicy]:
+    return {name: TierPolicy.model_validate(keys) for name, keys in TIERS.items()}
+
+
+class Policy(Section):
+    """A whole policy. The default watches and blocks nothing."""
+
     version: Literal[1] = 1
+    """Of this format."""
+
+    preset: PresetName | None = None
+    """A policy to start from; every key of the file goes before the preset's."""
+
     mode: Mode = "monitor"
+    """`monitor` records what it would do; `enforce` does it."""
+
     unlisted: Rule = "judge"
+    """Rule for tools that `tools` does not name; `judge` treats them as the most harmful tier."""
+
     uncalibrated: Rule = "deny"
-    risk_target: float | None = Field(default=None, gt=0, lt=1)
-    doubtful: Mapping[Tier, Action] = Field(default_factory=_doubtful_by_tier)
-    steering: Steering | None = None
+    """Rule for tools the profile cannot vouch for: too few examples, changed, or unknown."""
+
+    unknown_arguments: Literal["allow", "deny"] = "allow"
+    """Whether a call may carry an argument that neither the tool's schema nor the policy names."""
+
+    risk_target: RiskTarget | None = None
+    """Largest share of wrong calls among the allowed ones; by default the profile's."""
+
+    vetoed_retries: Count = 3
+    """Blocked calls in one run after which the run ends."""
+
+    tiers: Mapping[str, TierPolicy] = Field(default_factory=_default_tiers, min_length=1)
+    """By name, from the least to the most harmful."""
+
     tools: Mapping[str, ToolPolicy] = Field(default_factory=dict)
+    """By exact name, or by glob where the key holds *, ? or [; the first that matches counts."""
+
+    steering: Steering | None = None
+    """Whether hidden states are changed; by default nothing is steered."""
+
+    audit: AuditPolicy = AuditPolicy()
+    """What the audit store keeps readable; by default nothing that a person or tool said."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_defaults(cls, content: Any) -> Any:
+        return expand(content) if isinstance(content, Mapping) else content
+
+    @field_validator("tools")
+    @classmethod
+    def _tiers_exist(
+        cls, tools: Mapping[str, ToolPolicy], info: ValidationInfo
+    ) -> Mapping[str, ToolPolicy]:
+        tiers = info.data.get("tiers")
+        wrong = [
+            f"tools.{name}.tier: {tool.tier!r} is none of {', '.join(tiers)}"
+            for name, tool in tools.items()
+            if tiers and tool.tier not in tiers
+        ]
+        if wrong:
+            raise ValueError("; ".join(wrong))
+        return tools
 
     @model_validator(mode="after")
     def _steer_needs_steering(self) -> Self:
-        actions = {*self.doubtful.values(), *(tool.doubtful for tool in self.tools.values())}
-        if "steer" in actions:
+        if "steer" in self._doubtful_actions():
             raise ValueError(
                 "a doubtful call is past the point where it can be steered: use redirect there, "
                 "and the section 'steering' to act at the decision token"
@@ -96,7 +150,7 @@ class Policy(_Section):
             ConfigError: if the file cannot be read or a key or value is not allowed; its field
                 `problems` lists each.
         """
-        content = source if isinstance(source, Mapping) else _read_yaml(Path(source))
+        content = source if isinstance(source, Mapping) else read_policy_file(Path(source))
         try:
             return cls.model_validate(content)
         except ValidationError as error:
@@ -110,67 +164,104 @@ class Policy(_Section):
                 problems=lines,
             ) from error
 
+    @classmethod
+    def json_schema(cls) -> dict[str, Any]:
+        """Return the JSON Schema of the file, for editors."""
+        return {
+            "$schema": _SCHEMA_DIALECT,
+            **cls.model_json_schema(),
+            "title": "toolguard policy",
+        }
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """Return a policy with some keys replaced, checked like a new one."""
+        del deep  # a frozen value has nothing to copy deeply
+        return type(self).model_validate({**self.model_dump(), **(update or {})})
+
+    @cached_property
+    def content_hash(self) -> str:
+        """SHA-256 over all that decides; the order of tiers and of globs is part of it."""
+        content = self.model_dump(mode="json")
+        # Canonical JSON sorts keys, so what is ordered must be a list.
+        content["tiers"] = list(content["tiers"].items())
+        content["tools"] = list(content["tools"].items())
+        return sha256_text(canonical_json(content))
+
     @property
     def redirects(self) -> bool:
         """Whether any doubtful call is turned into another tool's."""
-        actions = {*self.doubtful.values(), *(tool.doubtful for tool in self.tools.values())}
-        return "redirect" in actions
+        return "redirect" in self._doubtful_actions()
 
-    def tier_of(self, name: str) -> Tier:
-        """Return the tool's tier; a tool nobody listed counts as irreversible."""
-        listed = self.tools.get(name)
-        return listed.tier if listed else "irreversible"
+    def _doubtful_actions(self) -> set[Action | None]:
+        return {
+            *(tier.doubtful for tier in self.tiers.values()),
+            *(tool.doubtful for tool in self.tools.values()),
+        }
+
+    def entry_for(self, name: str) -> str | None:
+        """Return the key of `tools` that covers the name: itself, else the first glob; or None."""
+        if name in self.tools and not is_glob(name):
+            return name
+        return next((key for key in self.tools if is_glob(key) and fnmatchcase(name, key)), None)
+
+    def tool_policy(self, name: str) -> ToolPolicy | None:
+        """Return the section that covers the tool, as written; None if nobody listed it."""
+        key = self.entry_for(name)
+        return None if key is None else self.tools[key]
+
+    def ruling(self, name: str) -> ToolRuling:
+        """Return everything that the policy says of the name before there is evidence."""
+        key = self.entry_for(name)
+        listed = None if key is None else self.tools[key]
+        name_of_tier = listed.tier if listed else tuple(self.tiers)[-1]
+        tier = self.tiers[name_of_tier]
+        rule = listed.rule if listed else None
+        if listed is None and self.unlisted != "judge":
+            rule = self.unlisted
+        return ToolRuling(
+            key=key,
+            tier=name_of_tier,
+            rule=rule or tier.rule or "judge",
+            doubtful=(listed.doubtful if listed else None) or tier.doubtful,
+            risk_target=self.risk_target if tier.risk_target is None else tier.risk_target,
+        )
+
+    def tier_of(self, name: str) -> str:
+        """Return the tool's tier; a tool nobody listed counts to the most harmful one."""
+        return self.ruling(name).tier
 
     def rule_for(self, name: str) -> Rule:
         """Return the static rule of the tool."""
-        listed = self.tools.get(name)
-        return listed.rule if listed else self.unlisted
+        return self.ruling(name).rule
 
     def doubtful_action(self, name: str) -> Action:
         """Return what happens to a call of this tool when the evidence is not good enough."""
-        listed = self.tools.get(name)
-        if listed and listed.doubtful:
-            return listed.doubtful
-        return self.doubtful.get(self.tier_of(name), "veto")
+        return self.ruling(name).doubtful
+
+    def risk_target_for(self, name: str) -> float | None:
+        """Return the largest share of wrong calls wanted; None is what the profile was made for."""
+        return self.ruling(name).risk_target
+
+    def constraints_for(self, name: str) -> Mapping[str, Any] | None:
+        """Return the JSON Schema that the policy adds to the tool's own, or None."""
+        listed = self.tool_policy(name)
+        return None if listed is None else listed.arguments
 
     def may_replace(self, source: str, target: str) -> bool:
         """Return whether a call of `source` may be turned into one of `target`.
 
-        Never up a tier, and never to a tool that is denied or wants a person.
+        Never up a tier, never to a tool that is denied or wants a person, and only to those that
+        the section of `source` names, if it names any.
         """
-        up = TIERS.index(self.tier_of(target)) > TIERS.index(self.tier_of(source))
-        return not up and self.rule_for(target) in ("judge", "allow")
+        listed = self.tool_policy(source)
+        if listed and listed.redirects is not None and target not in listed.redirects:
+            return False
+        order = tuple(self.tiers)
+        ruled = self.ruling(target)
+        up = order.index(ruled.tier) > order.index(self.tier_of(source))
+        return not up and ruled.rule in ("judge", "allow")
 
 
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """Reads YAML and refuses a key given twice, of which the first would silently not count."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:  # noqa: FBT001, FBT002 - the signature of the base
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if key.value in seen and isinstance(key, yaml.ScalarNode):
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key.value!r} is given twice", key.start_mark
-                )
-            if isinstance(key, yaml.ScalarNode):
-                seen.add(key.value)
-        return super().construct_mapping(node, deep=deep)
-
-
-def _read_yaml(path: Path) -> Mapping[str, Any]:
-    try:
-        text = path.read_text("utf-8")
-        content = yaml.load(text, Loader=_UniqueKeyLoader)  # noqa: S506 - a SafeLoader
-    except OSError as error:
-        raise ConfigError(
-            f"cannot read the policy {path}: {error.strerror}", path=str(path)
-        ) from error
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"the policy {path} is not YAML: {error}", path=str(path)) from error
-    if content is None:
-        return {}
-    if not isinstance(content, Mapping):
-        raise ConfigError(
-            f"the policy {path} must be a mapping, found {type(content).__name__}", path=str(path)
-        )
-    return content
+def is_glob(key: str) -> bool:
+    """Return whether a key of `tools` is a glob and not an exact name."""
+    return any(sign in key for sign in "*?[")

@@ -18,7 +18,8 @@ def canonical_json(value: object) -> str:
 
 def sha256_text(text: str) -> str:
     """Return the SHA-256 of UTF-8 `text` as 64 lower-case hex digits."""
-    return hashlib.sha256(text.encode()).hexdigest()
+    # A model can write half a surrogate pair, which UTF-8 proper does not hold.
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def _no_parameters() -> dict[str, Any]:

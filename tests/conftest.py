@@ -5,7 +5,8 @@ A test that changes a model or a tokenizer makes its own with `tiny_models`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 import tiny_models
 import torch
 from fakes import script_for
+from postgres import NoServerError, Server, running_server
 from transformers import LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerFast
 
 from toolguard.adapters.blocks import ModelView, resolve_blocks
@@ -82,3 +84,23 @@ def scripted() -> Callable[[LoadedModel, str], dict[str, Any]]:
         return {"logits_processor": LogitsProcessorList([script_for(loaded.tokenizer, text)])}
 
     return options
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[Server]:
+    """Give a PostgreSQL server of our own; skip, saying why, where none can start."""
+    with ExitStack() as stack:
+        try:
+            server = stack.enter_context(running_server())
+        except NoServerError as error:
+            pytest.skip(f"no PostgreSQL server: {error}")
+        yield server
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def audit_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Give the URL of an audit store that is not there yet, on each kind of database in turn."""
+    if request.param == "sqlite":
+        return str(tmp_path / "audit.db")
+    server: Server = request.getfixturevalue("postgres_server")
+    return server.new_database()

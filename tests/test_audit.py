@@ -168,12 +168,23 @@ def test_records_go_to_stderr_as_json_unless_configured(
     assert json.loads(err)["event"] == EVENT
 
 
+def test_a_line_has_the_conventional_names() -> None:
+    """Beside our own names stand those of the OpenTelemetry proposal."""
+    records: list[dict[str, Any]] = []
+    log_decision(decided(Reading(menu=("a",), chosen="a", p_wrong=0.5)), collecting(records))
+    assert records[0]["action"] == "veto"
+    assert records[0]["gen_ai.guardrail.verdict.type"] == "deny"
+    assert records[0]["gen_ai.guardrail.action.type"] == "block"
+    assert records[0]["gen_ai.guardrail.security.risk.score"] == 0.5
+    assert records[0]["gen_ai.tool.name"] == "a"
+
+
 def test_a_configured_structlog_is_used() -> None:
     """The user's own processors get the event."""
     with structlog.testing.capture_logs() as logs:
         structlog.configure(processors=structlog.get_config()["processors"])
         log_decision(decided(Reading(menu=("a",), chosen="a")))
-        structlog.reset_defaults()
+    structlog.reset_defaults()
     assert [log["event"] for log in logs] == [EVENT]
 
 

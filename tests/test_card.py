@@ -13,7 +13,6 @@ from training_fixtures import DATA, catalog_tokenizer, tiny_agent, write_data
 from toolguard.adapters.loading import wrap_model
 from toolguard.adapters.wire.hermes import Hermes
 from toolguard.calibration.cli import toolguard
-from toolguard.calibration.metrics import wilson
 from toolguard.calibration.training.attribution import SOURCES
 from toolguard.calibration.training.card import TrainingFacts, figure_table, render_card
 from toolguard.calibration.training.card_records import (
@@ -38,6 +37,7 @@ from toolguard.calibration.training.measurement import (
     tool_accuracy,
 )
 from toolguard.guard.errors import ConfigError
+from toolguard.guard.rate import wilson
 
 FACTS = {
     "parameters": 5_771_264,

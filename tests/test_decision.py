@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from toolguard.guard.decision import Action, Decision, Reading
@@ -71,3 +73,10 @@ def test_the_question_on_a_menu_of_one_names_it() -> None:
     """With no rival there is one tool to confirm."""
     reading = Reading(menu=("a",), chosen="a")
     assert decided("clarify", reading=reading).question == "Should I use a for this?"
+
+
+def test_the_question_names_the_arguments_that_are_missing() -> None:
+    """With fields the user is asked for these, for the tool that would run."""
+    asked = replace(decided("clarify"), fields=("start_date", "city"))
+    assert asked.question == "What should I use as start date and city for a?"
+    assert replace(asked, target="b").question == "What should I use as start date and city for b?"

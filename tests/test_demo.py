@@ -16,7 +16,7 @@ from fakes import fake_profile, quiet_guard
 
 from toolguard.adapters.guarded_agent import GuardedAgent
 from toolguard.adapters.loading import LoadedModel
-from toolguard.adapters.turn_result import GuardedResult
+from toolguard.adapters.turn_result import GuardedResult, JudgedCall
 from toolguard.calibration.cli import toolguard
 from toolguard.calibration.dataset import open_dataset
 from toolguard.calibration.near_duplicates import query_fingerprint
@@ -53,9 +53,10 @@ def turn(*decisions, calls=(), content="", finish_reason="stop", text=""):
     return GuardedResult(
         message={"role": "assistant", "content": content},
         calls=calls,
-        decisions=decisions,
+        judged=tuple(JudgedCall(decision=decision) for decision in decisions),
         text=text,
         tokens=(),
+        prompt_tokens=0,
         finish_reason=finish_reason,
     )
 

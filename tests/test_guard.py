@@ -137,6 +137,31 @@ def test_a_stricter_target_than_any_stored_allows_nothing(
     assert check(profile, tiny_menu, sure(profile, "search"), risk_target=0.01).threshold is None
 
 
+def test_a_tiers_risk_target_gives_its_tools_their_own_threshold(
+    profile: Profile, tiny_menu: Menu
+) -> None:
+    """The same evidence lets a tool of a lax tier run and stops one of a strict tier."""
+    policy = {
+        "tiers": {"read": {"risk_target": 0.1}, "write": {"risk_target": 0.01}},
+        "tools": {"search": {"tier": "read"}, "get_*": {"tier": "write"}},
+    }
+    lax = check(profile, tiny_menu, sure(profile, "search"), **policy)
+    strict = check(profile, tiny_menu, sure(profile, "get_time"), **policy)
+    assert (lax.action, lax.threshold) == ("allow", 0.3)
+    assert (strict.action, strict.threshold) == ("confirm", None)
+    guard = quiet_guard(profile, **policy)
+    assert [guard.threshold_for(name) for name in ("search", "get_time")] == [0.3, None]
+    assert quiet_guard(None).threshold_for("search") is None
+
+
+def test_a_tool_that_a_glob_lists_is_not_unlisted(profile: Profile, tiny_menu: Menu) -> None:
+    """Its reason is the rule; a tool that only the default covers says so."""
+    policy = {"unlisted": "deny", "tools": {"sear*": {"rule": "deny"}}}
+    covered = check(profile, tiny_menu, sure(profile, "searchWeb"), **policy)
+    other = check(profile, tiny_menu, sure(profile, "get_time"), **policy)
+    assert (covered.reason, other.reason) == ("rule_deny", "unlisted")
+
+
 @pytest.mark.parametrize(
     ("rule", "action"), [("deny", "veto"), ("allow", "allow"), ("confirm", "confirm")]
 )

@@ -198,7 +198,8 @@ def test_an_exception_anywhere_leaves_no_hook(tiny_menu: Menu, where: str) -> No
     class FailingProcessor(LogitsProcessor):
         __call__ = fail
 
-    options = opening(agent, "Well. " + agent.wire.call_text(ToolCall(name="search")))
+    call = ToolCall(name="search", arguments={"query": "x"})
+    options = opening(agent, "Well. " + agent.wire.call_text(call))
     if where == "logits_processor":
         options["logits_processor"].append(FailingProcessor())
     elif where == "criteria":
@@ -499,11 +500,11 @@ def test_a_tool_the_profile_never_met_is_vetoed(
     assert result.decisions[0].proposed == "veto"
 
 
-@pytest.mark.parametrize("tools", [[], [{"name": "a"}, {"name": "a"}], [{"description": "none"}]])
+@pytest.mark.parametrize("tools", [[{"name": "a"}, {"name": "a"}], [{"description": "none"}]])
 def test_a_menu_that_cannot_be_used_is_a_config_error(
     tiny_loaded: LoadedModel, tiny_menu: Menu, tools: Sequence[Any]
 ) -> None:
-    """Empty, with a name twice, or without one: told before anything is generated."""
+    """With a name twice, or without one: told before anything is generated."""
     with pytest.raises(ConfigError):
         agent_of(tiny_loaded, tiny_menu).generate(ASK, tools)
 

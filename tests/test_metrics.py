@@ -11,16 +11,15 @@ from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
 from toolguard.calibration.metrics import (
-    Rate,
     aurc,
     auroc,
     brier,
     calibration_error,
     paired_difference,
     quartile_errors,
-    wilson,
 )
 from toolguard.guard.errors import CalibrationError, ShapeError
+from toolguard.guard.rate import Rate, wilson
 
 
 def labelled(n: int, seed: int, signal: float = 1.0) -> tuple[np.ndarray, np.ndarray]:

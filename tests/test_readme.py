@@ -257,9 +257,9 @@ def test_every_error_has_its_entry():
 
 def test_every_policy_key_is_explained():
     """The page of the policy names every key of the format."""
-    from toolguard.guard.policy import Steering, ToolPolicy
+    from toolguard.guard.policy import AuditPolicy, Budget, Steering, TierPolicy, ToolPolicy
 
     page = (ROOT / "docs" / "policy.md").read_text("utf-8")
-    for section in (Policy, ToolPolicy, Steering):
+    for section in (Policy, TierPolicy, ToolPolicy, Budget, AuditPolicy, Steering):
         for key in section.model_fields:
             assert f"`{key}`" in page

@@ -134,7 +134,7 @@ def test_menus_come_with_and_without_descriptions():
     tools, rng = base_menu().tools, Random(0)
     styles = set()
     for _ in range(100):
-        first = vary_tools(tools, rng, names_only=0.4).tools[0]
+        first = vary_tools(tools, rng, names_only=0.4, undescribed=0.2).tools[0]
         styles.add((bool(first.description), bool(first.parameters["properties"])))
     assert styles == {(True, True), (False, True), (False, False)}
 

@@ -15,6 +15,7 @@ from toolguard.adapters.wire.prompting import (
     normal_messages,
     render_with_tools,
     render_with_words,
+    render_without_tools,
     tool_lines,
 )
 from toolguard.adapters.wire.turn import CallSpan, NameSpan, ParsedTurn, outside, without_turn_end
@@ -47,6 +48,9 @@ class WireFormat(abc.ABC):
     system_role: ClassVar[bool] = True
     """Whether to try a system turn for our words before folding them into the first user turn."""
 
+    writes_arguments: ClassVar[bool] = True
+    """Whether a call carries arguments; if not, they are somebody else's to fill in and check."""
+
     def render(
         self,
         tokenizer: PreTrainedTokenizerBase,
@@ -70,6 +74,22 @@ class WireFormat(abc.ABC):
         ready = self._prepare(normal_messages(messages))
         text = render_with_tools(tokenizer, ready, menu)
         return text if text is not None else self._render_words(tokenizer, ready, menu)
+
+    def render_plain(
+        self, tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, Any]]
+    ) -> str:
+        """Return the prompt text of a turn without tools, else as `render`.
+
+        Raises:
+            ConfigError: as `render`.
+            UnsupportedModel: as `render`.
+        """
+        return render_without_tools(
+            tokenizer,
+            self._prepare(normal_messages(messages)),
+            write_calls=self.render_calls,
+            system_role=self.system_role,
+        )
 
     def _prepare(self, messages: list[Message]) -> list[Message]:
         """Return the messages with what this family's templates insist on."""

@@ -48,6 +48,7 @@ class NameOnly(WireFormat):
 
     name: ClassVar[str] = "name_only"
     trigger: ClassVar[str] = ""
+    writes_arguments: ClassVar[bool] = False
     how_to_call: ClassVar[str] = (
         "Which tool serves the request best? Answer with its name alone, spelled as in the list."
     )
@@ -66,6 +67,9 @@ class NameOnly(WireFormat):
         if chat_template(tokenizer) is None:
             return self._plain_text(ready, menu)
         return self._render_words(tokenizer, ready, menu)
+
+    def _prepare(self, messages: list[Message]) -> list[Message]:
+        return _without_arguments(messages)
 
     def _render_words(
         self, tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], menu: Menu

@@ -77,6 +77,35 @@ def render_with_tools(
     return text if all(_shows(text, name) for name in menu.names) else None
 
 
+def render_without_tools(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Message],
+    *,
+    write_calls: WriteCalls,
+    system_role: bool,
+) -> str:
+    """Return the prompt of a turn that is offered no tools; earlier calls and results stay in it.
+
+    Args:
+        tokenizer: has a chat template.
+        messages: as from `normal_messages`.
+        write_calls: as in `render_with_words`.
+        system_role: as in `render_with_words`.
+
+    Raises:
+        ConfigError: if the template refuses the conversation.
+        UnsupportedModel: if there is no chat template.
+    """
+    template = chat_template(tokenizer)
+    if template is None:
+        raise no_template()
+    if _MENTIONS_TOOLS.search(template):
+        return apply_template(tokenizer, messages)
+    return render_with_words(
+        tokenizer, messages, "", write_calls=write_calls, system_role=system_role
+    )
+
+
 def _shows(text: str, name: str) -> bool:
     return name in text or json.dumps(name, ensure_ascii=False) in text or json.dumps(name) in text
 
@@ -102,7 +131,7 @@ def render_with_words(
     Args:
         tokenizer: has a chat template.
         messages: as from `normal_messages`.
-        instructions: the tools and how to call them.
+        instructions: the tools and how to call them; may be empty.
         write_calls: spells the assistant's earlier calls as the model would have written them.
         system_role: False folds system text into the first user turn. True tries a system turn
             first and folds only if the template refuses it.
@@ -123,13 +152,18 @@ def render_with_words(
 
 def _with_system(turns: Sequence[Message], instructions: str) -> list[Message]:
     said, rest = _split_system(turns)
-    return [{"role": "system", "content": "\n\n".join([*said, instructions])}, *rest]
+    return [*_head("system", [*said, instructions]), *rest]
 
 
 def _folded(turns: Sequence[Message], instructions: str) -> list[Message]:
     said, rest = _split_system(turns)
-    head = {"role": "user", "content": "\n\n".join([*said, instructions])}
-    return _merge([head, *rest])
+    return _merge([*_head("user", [*said, instructions]), *rest])
+
+
+def _head(role: str, pieces: Sequence[str]) -> list[Message]:
+    """Return the turn that comes first, or none if there is nothing to say in it."""
+    content = "\n\n".join(filter(None, pieces))
+    return [{"role": role, "content": content}] if content else []
 
 
 def _split_system(turns: Sequence[Message]) -> tuple[list[str], list[Message]]:

@@ -161,6 +161,11 @@ def opens_thought(prompt: str) -> str | None:
     return match[1] if match else None
 
 
+def closing_mark(opening: str) -> str:
+    """Return the mark that closes the thought which `opening` opens."""
+    return _THOUGHTS[opening]
+
+
 def without_turn_end(text: str) -> str:
     """Return `text` without the end-of-turn marks it ends with; offsets stay as they were."""
     match = _TURN_ENDS_AT_END.search(text)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from toolguard.adapters.wire import WireFormat
 from toolguard.calibration.collect import collect
 from toolguard.calibration.command_model import open_model
 from toolguard.calibration.command_options import json_option, model_options, write_json
-from toolguard.calibration.dataset import parse_json
+from toolguard.calibration.menu_file import read_json_file, read_menu
 from toolguard.calibration.records import Record
 from toolguard.guard.audit import decision_record
 from toolguard.guard.decision import Decision
@@ -71,7 +70,7 @@ def command(
         raise click.UsageError("give either --query or --messages")
     # The table shows the decision; a log line as well would be in its way.
     guard = Guard.load(folder, policy or Policy(mode="enforce"), logger=_SILENT)
-    menu = _menu(tools) if tools else _profile_menu(guard, folder)
+    menu = read_menu(tools) if tools else _profile_menu(guard, folder)
     record = _record(query, messages, menu)
     profile = _profile(guard)
     loaded, wire = open_model(options, profile.meta.wire_format)
@@ -152,22 +151,6 @@ def _profile(guard: Guard) -> Profile:
     return guard.profile
 
 
-def _menu(path: Path) -> Menu:
-    content = _json_file(path)
-    tools = (
-        content
-        if isinstance(content, list)
-        else content.get("tools")
-        if isinstance(content, dict)
-        else None
-    )
-    if not isinstance(tools, list):
-        raise DatasetError(
-            f"{path} holds no list of tools", hint='write [{"name": ..., "parameters": ...}, ...]'
-        )
-    return Menu.of(tools)
-
-
 def _profile_menu(guard: Guard, folder: Path) -> Menu:
     tools = _profile(guard).meta.menu
     if not tools:
@@ -178,7 +161,9 @@ def _profile_menu(guard: Guard, folder: Path) -> Menu:
 
 
 def _record(query: str | None, messages: Path | None, menu: Menu) -> Record:
-    turns: Any = [{"role": "user", "content": query}] if messages is None else _json_file(messages)
+    turns: Any = (
+        [{"role": "user", "content": query}] if messages is None else read_json_file(messages)
+    )
     if not isinstance(turns, list) or not turns:
         raise DatasetError(f"{messages} holds no list of chat messages")
     asked = next(
@@ -200,15 +185,6 @@ def _record(query: str | None, messages: Path | None, menu: Menu) -> Record:
             "call": None,
         }
     )
-
-
-def _json_file(path: Path) -> Any:
-    try:
-        return parse_json(path.read_text("utf-8"))
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
-    except (UnicodeDecodeError, json.JSONDecodeError, ValueError) as error:
-        raise DatasetError(f"{path} is not JSON: {error}") from error
 
 
 def _refuse(_record: Record, error: ToolguardError) -> None:

@@ -32,6 +32,7 @@ from toolguard.calibration.training.examples import (
 )
 from toolguard.calibration.training.held_out import Case, draw_cases, right_names
 from toolguard.calibration.training.loop import Recipe, Trainer
+from toolguard.calibration.training.made_up import made_up_pool
 from toolguard.calibration.training.packing import RowBuilder
 
 MENU_SIZES = {"catalog": 10, "snips": 7, "clinc150": 15, "hwu64": 16}
@@ -134,7 +135,8 @@ def train_agent(
             f"held_out_{name}": round(right / total, 4) for name, (right, total) in counts.items()
         }
 
-    trainer = Trainer(model, builder, pools, recipe, out, evaluate=evaluate)
+    drawn = [*pools, made_up_pool(recipe.seed)]
+    trainer = Trainer(model, builder, drawn, recipe, out, evaluate=evaluate)
     trainer.run()
     return _ship(model, tokenizer, out, _facts(trainer, data, tenths))
 

@@ -10,6 +10,8 @@ from typing import Any, cast
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
+from toolguard.calibration.training.copying_start import start_copying
+
 VOCABULARY = 4096
 HEAD = 32  # width of an attention head: many narrow ones leave room for copying
 CONTEXT = 8192  # positions; the 64-tool menu of HWU64 and the airline policy fit
@@ -95,14 +97,16 @@ def build_agent(
         num_key_value_heads=shape.width // HEAD // 2,
         head_dim=HEAD,
         max_position_embeddings=CONTEXT,
-        rope_parameters={"rope_type": "default", "rope_theta": 100_000.0},
+        rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
         tie_word_embeddings=True,
         attention_dropout=0.0,
         bos_token_id=None,
         eos_token_id=_id_of(tokenizer, TURN_END),
         pad_token_id=_id_of(tokenizer, PAD),
     )
-    return Qwen3ForCausalLM(config)
+    model = Qwen3ForCausalLM(config)
+    start_copying(model)
+    return model
 
 
 def _id_of(tokenizer: PreTrainedTokenizerFast, token: str) -> int:

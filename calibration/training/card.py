@@ -290,9 +290,8 @@ def _recipe(facts: TrainingFacts) -> str:
 def _stage(stage: Mapping[str, Any]) -> str:
     shares = ", ".join(f"{name} {share:g}" for name, share in stage["shares"])
     mix = ", ".join(f"{name} {value:g}" for name, value in stage["mix"].items())
-    restart = stage.get("restart", 0.0)
-    again = f"; a new cosine from rate {restart:g}" if restart else ""
-    return f"{stage['length']} parts of the steps: rows from {shares}; {mix}{again}"
+    dropout = f"dropout {stage['dropout']:g}"
+    return f"{stage['length']} parts of the steps: rows from {shares}; {mix}, {dropout}"
 
 
 def _hours(seconds: float) -> str:

@@ -45,6 +45,7 @@ class Pool:
         silent: examples that call for no tool.
         sizes: menu sizes drawn, inclusive.
         same_topic: share of a menu's distractors that come from the topic of its first tool.
+        varied: whether words of its queries may be dropped.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Pool:
     silent: list[Example] = field(default_factory=list)
     sizes: tuple[int, int] = (2, 20)
     same_topic: float = 0.5
+    varied: bool = True
 
     def draw_menu(
         self, rng: Random, size: int | None = None, first: str | None = None
@@ -283,11 +285,12 @@ def _other_value(tool: str, argument: str, pool: Pool, rng: Random) -> str:
     return made_up_value(rng)
 
 
-def vary_tools(menu: Sequence[Tool], rng: Random, *, names_only: float) -> Menu:
-    """Return the menu with names alone (this share), else whole or, one in three, undescribed."""
-    if rng.random() < names_only:
+def vary_tools(menu: Sequence[Tool], rng: Random, *, names_only: float, undescribed: float) -> Menu:
+    """Return the menu with names alone (this share), with no descriptions (that one), or whole."""
+    draw = rng.random()
+    if draw < names_only:
         return Menu(tuple(Tool(name=t.name) for t in menu))
-    if rng.random() < 1 / 3:
+    if draw < names_only + undescribed:
         return Menu(tuple(Tool(name=t.name, parameters=t.parameters) for t in menu))
     return Menu(tuple(menu))
 

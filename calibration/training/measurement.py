@@ -13,7 +13,6 @@ from toolguard.adapters.loading import LoadedModel
 from toolguard.adapters.wire import WireFormat
 from toolguard.calibration.collect import BATCH_TOKENS, collect
 from toolguard.calibration.generation import continue_prompts
-from toolguard.calibration.metrics import Rate, wilson
 from toolguard.calibration.records import Record
 from toolguard.calibration.steering import fits_schema
 from toolguard.calibration.training.card_records import (
@@ -27,6 +26,7 @@ from toolguard.calibration.training.card_records import (
 )
 from toolguard.calibration.training.examples import TRAINING_TENTHS
 from toolguard.guard.errors import ConfigError, ParseError, ToolguardError
+from toolguard.guard.rate import Rate, wilson
 
 Quantity = Literal["tool_accuracy", "arguments_valid", "calls", "answers_in_words"]
 Report = Callable[[str], None]

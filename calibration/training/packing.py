@@ -65,7 +65,8 @@ class Mix:
 
     Args:
         budget: tokens a row.
-        names_only: share of menus without descriptions and parameters.
+        names_only: share of menus without descriptions and parameters, whose calls are empty.
+        undescribed: share of menus with parameters and no descriptions.
         cut: share of human-written conversations that end at the name, which they teach.
         silent: share of queries that call for no tool.
         values: share of calls whose argument values are changed, so that they must be copied.
@@ -73,7 +74,8 @@ class Mix:
     """
 
     budget: int = 1024
-    names_only: float = 0.4
+    names_only: float = 0.2
+    undescribed: float = 0.3
     cut: float = 0.5
     silent: float = 0.12
     values: float = 0.5
@@ -231,7 +233,9 @@ class RowBuilder:
         # A menu may take four fifths of a row, so that the rest pays for reading it.
         system = rng.choice(SYSTEM_TEXTS) if rng.random() < SYSTEM_SHARE else ""
         while True:
-            menu = vary_tools(pool.draw_menu(rng), rng, names_only=mix.names_only)
+            menu = vary_tools(
+                pool.draw_menu(rng), rng, names_only=mix.names_only, undescribed=mix.undescribed
+            )
             ids = self.menu_ids(menu, system)
             if 5 * len(ids) <= 4 * mix.budget:
                 return menu, ids
@@ -248,7 +252,7 @@ class RowBuilder:
             return _weighted(*self.encode(segments), mix)
         segments = conversation(example, rng.choice(self.refusals))
         ids, weights = _weighted(*self.encode(segments), mix)
-        if example.call and pool.name != "catalog" and rng.random() < mix.cut:
+        if example.call and pool.examples.get(example.call.name) and rng.random() < mix.cut:
             # Cut tokens, not text: the quote after the name is one token with the comma behind it.
             end = len(weights) - weights[::-1].index(NAME)
             return ids[:end], weights[:end]
@@ -260,7 +264,8 @@ class RowBuilder:
         if example.call is not None:
             tool = pool.tools[example.call.name]
             example = vary_values(example, pool, tool, rng, share=mix.values)
-        example = vary_query(example, rng, drop=self.drop)
+        if pool.varied:
+            example = vary_query(example, rng, drop=self.drop)
         if example.call is not None:
             example = Example(query=example.query, call=fit_call(example.call, menu))
         return _lower(example) if rng.random() < LOWER_SHARE else example

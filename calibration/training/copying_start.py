@@ -1,0 +1,88 @@
+"""Initial weights that can already copy: what followed a token before follows it again.
+
+A transformer that has to find this circuit by itself needs more text than the reference agent ever
+sees, and without it the agent learns names and values by heart instead of reading them off the
+prompt. Heads of the first block look at the token before; heads of the second look at places whose
+token before is the present one, and write the token found there.
+
+Source: Olsson et al. (2022), "In-context learning and induction heads", for the circuit; setting
+    initial weights by what trained ones look like follows Trockman & Kolter (2023), "Mimetic
+    initialization of self-attention layers".
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from transformers import Qwen3ForCausalLM
+
+SHARPNESS = 3.0  # gain of queries and keys; with 1 no head can look at one place alone
+QUIET = 0.25  # factor on what all other parts write, which is noise at first
+SHARED = 0.32  # length of the part that all embeddings share, about that of a whole embedding
+WRITTEN = 0.2  # how strongly the token before is written
+COPIED = 1.0  # how strongly the token found is written
+FAST = 5  # pairs of rotary dimensions that turn fast enough to tell neighbours apart
+
+
+@torch.no_grad()
+def start_copying(model: Qwen3ForCausalLM) -> None:
+    """Set weights of the embedding and of the first two blocks; the random state decides them.
+
+    Args:
+        model: untrained, of at least two blocks.
+    """
+    config = model.config
+    width, size = config.hidden_size, config.head_dim
+    groups = config.num_attention_heads // config.num_key_value_heads
+    # Content is compared in the dimensions that turn slowly: it must match at any distance.
+    slow = torch.cat([torch.arange(size // 4, size // 2), torch.arange(3 * size // 4, size)])
+    count = min(config.num_key_value_heads, (width - 1) // (2 * len(slow)))
+    axes = torch.linalg.qr(torch.randn(width, width)).Q
+    shared, own, before = axes[:, 0], *axes[:, 1:].split(count * len(slow), dim=1)[:2]
+    _calm(model, shared)
+    first, second = (block.self_attn for block in model.model.layers[:2])
+    for attention in (first, second):
+        attention.q_norm.weight.fill_(SHARPNESS)
+        attention.k_norm.weight.fill_(SHARPNESS)
+    here, one_back = _neighbours(size, config.rope_parameters["rope_theta"])
+    for at in range(count):
+        token = own[:, at * len(slow) : (at + 1) * len(slow)]  # (width, slow)
+        written = before[:, at * len(slow) : (at + 1) * len(slow)]
+        keys = slice(at * size, (at + 1) * size)
+        values = slice(at * size, at * size + len(slow))
+        first.k_proj.weight[keys] = torch.outer(one_back, shared)
+        first.v_proj.weight[values] = token.T
+        second.k_proj.weight[keys] = _rows(slow, written.T, size)
+        second.v_proj.weight[values] = token.T
+        for head in range(at * groups, (at + 1) * groups):
+            queries = slice(head * size, (head + 1) * size)
+            read = slice(head * size, head * size + len(slow))
+            first.q_proj.weight[queries] = torch.outer(here, shared)
+            first.o_proj.weight[:, read] = written * WRITTEN / groups
+            second.q_proj.weight[queries] = _rows(slow, token.T, size)
+            second.o_proj.weight[:, read] = token * COPIED / groups
+
+
+def _calm(model: Qwen3ForCausalLM, shared: Tensor) -> None:
+    """Give all embeddings one common part, which the softmax cannot see, and quieten the rest."""
+    embedding = model.model.embed_tokens.weight  # (vocabulary, width)
+    embedding -= torch.outer(embedding @ shared, shared)
+    embedding += SHARED * shared
+    for block in model.model.layers:
+        block.self_attn.o_proj.weight.mul_(QUIET)
+        block.mlp.down_proj.weight.mul_(QUIET)
+
+
+def _neighbours(size: int, theta: float) -> tuple[Tensor, Tensor]:
+    """Return a query and a key, (head size,), that match best one position apart."""
+    half = size // 2
+    turns = theta ** (-torch.arange(half) / half)  # radians a position
+    fast = (torch.arange(half) < FAST).float()
+    here = torch.cat([fast, torch.zeros(half)])
+    return here, torch.cat([fast * turns.cos(), fast * turns.sin()])
+
+
+def _rows(at: Tensor, content: Tensor, size: int) -> Tensor:
+    rows = torch.zeros(size, content.shape[1])
+    rows[at] = content
+    return rows
