@@ -16,6 +16,8 @@ from toolguard.adapters.chat.chat_model import GuardedChatModel
 from toolguard.adapters.guarded_agent import GuardedAgent
 from toolguard.adapters.loading import reference_folder
 from toolguard.guard.guard import Guard
+from toolguard.guard.policy import Policy
+from toolguard.guard.profile import Profile
 
 PROFILE = Path("out/demo/profile")
 
@@ -29,18 +31,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     model = AutoModelForCausalLM.from_pretrained(options.checkpoint, dtype="float32").eval()
     tokenizer = AutoTokenizer.from_pretrained(options.checkpoint)
-    guard = Guard.load(options.profile)  # no policy: it watches and blocks nothing
+    profile = Profile.load(options.profile)
+    guard = Guard(profile, Policy())  # the default policy watches and blocks nothing
     # For an architecture that is not in the table of known ones, say where its blocks are.
     agent = GuardedAgent(model, tokenizer, guard, layers_path="model.layers")
 
     messages = [{"role": "user", "content": "What is the weather in Lisbon right now?"}]
-    result = agent.generate(messages, guard.profile.meta.menu, do_sample=False)
+    result = agent.generate(messages, profile.meta.menu, do_sample=False)
     for judged in result.judged:
         reading = judged.decision.reading
         print(f"call       {judged.decision.tool}, P(wrong) {reading.p_wrong:.3f}")
         print(f"rivals     {', '.join(reading.ranking('logprob')[1:4])}")
 
-    chat = GuardedChatModel(agent=agent, temperature=0).bind_tools(guard.profile.meta.menu)
+    chat = GuardedChatModel(agent=agent, temperature=0).bind_tools(profile.meta.menu)
     message = chat.invoke("Remind me at noon to call the dentist")
     for call in message.tool_calls:
         record = message.response_metadata["toolguard"][call["id"]]

@@ -20,7 +20,6 @@ from langgraph.types import Command
 from toolguard.adapters.agent_middleware.middleware import ToolguardMiddleware
 from toolguard.adapters.audit_store import AuditStore
 from toolguard.adapters.chat.chat_model import GuardedChatModel
-from toolguard.guard.guard import Guard
 from toolguard.guard.policy import Policy
 from toolguard.guard.profile import Profile
 from toolguard.guard.seal import Seal, load_key
@@ -79,14 +78,13 @@ def tools_of(profile: Profile) -> list[BaseTool]:
 @contextmanager
 def guarded_agent(profile: Path, audit: Path, model: str = "reference") -> Iterator[Any]:
     """Give an agent whose every call is judged, recorded and, where it must be, asked about."""
-    guard = Guard.load(profile, POLICY)
     chat = GuardedChatModel.load(
         model, profile, POLICY, seal=Seal(load_key(audit.with_suffix(".key"))), temperature=0
     )
     with AuditStore.open(audit, key=chat.seal.key) as store:
         yield create_agent(
             chat,
-            tools_of(guard.profile),
+            tools_of(Profile.load(profile)),
             middleware=[ToolguardMiddleware(POLICY, chat.seal, audit=store)],
             checkpointer=InMemorySaver(),
         )

@@ -12,6 +12,8 @@ Source: Olsson et al. (2022), "In-context learning and induction heads", for the
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import torch
 from torch import Tensor
 from transformers import Qwen3ForCausalLM
@@ -31,33 +33,32 @@ def start_copying(model: Qwen3ForCausalLM) -> None:
     Args:
         model: untrained, of at least two blocks.
     """
-    config = model.config
+    config: Any = model.config
     width, size = config.hidden_size, config.head_dim
     groups = config.num_attention_heads // config.num_key_value_heads
     # Content is compared in the dimensions that turn slowly: it must match at any distance.
     slow = torch.cat([torch.arange(size // 4, size // 2), torch.arange(3 * size // 4, size)])
-    count = min(config.num_key_value_heads, (width - 1) // (2 * len(slow)))
+    part = len(slow)
+    count = min(config.num_key_value_heads, (width - 1) // (2 * part))
     axes = torch.linalg.qr(torch.randn(width, width)).Q
-    shared, own, before = axes[:, 0], *axes[:, 1:].split(count * len(slow), dim=1)[:2]
-    _calm(model, shared)
-    first, second = (block.self_attn for block in model.model.layers[:2])
-    for attention in (first, second):
-        attention.q_norm.weight.fill_(SHARPNESS)
-        attention.k_norm.weight.fill_(SHARPNESS)
+    shared, tokens, before = axes.split([1, count * part, width - 1 - count * part], dim=1)
+    _calm(model, shared[:, 0])
+    first, second = (cast("Any", block).self_attn for block in model.model.layers[:2])
+    for gain in (first.q_norm, first.k_norm, second.q_norm, second.k_norm):
+        gain.weight.fill_(SHARPNESS)
     here, one_back = _neighbours(size, config.rope_parameters["rope_theta"])
     for at in range(count):
-        token = own[:, at * len(slow) : (at + 1) * len(slow)]  # (width, slow)
-        written = before[:, at * len(slow) : (at + 1) * len(slow)]
+        token = tokens[:, at * part : (at + 1) * part]  # (width, part)
+        written = before[:, at * part : (at + 1) * part]
         keys = slice(at * size, (at + 1) * size)
-        values = slice(at * size, at * size + len(slow))
-        first.k_proj.weight[keys] = torch.outer(one_back, shared)
-        first.v_proj.weight[values] = token.T
+        first.k_proj.weight[keys] = one_back[:, None] * shared.T
         second.k_proj.weight[keys] = _rows(slow, written.T, size)
-        second.v_proj.weight[values] = token.T
+        for attention in (first, second):
+            attention.v_proj.weight[at * size : at * size + part] = token.T
         for head in range(at * groups, (at + 1) * groups):
             queries = slice(head * size, (head + 1) * size)
-            read = slice(head * size, head * size + len(slow))
-            first.q_proj.weight[queries] = torch.outer(here, shared)
+            read = slice(head * size, head * size + part)
+            first.q_proj.weight[queries] = here[:, None] * shared.T
             first.o_proj.weight[:, read] = written * WRITTEN / groups
             second.q_proj.weight[queries] = _rows(slow, token.T, size)
             second.o_proj.weight[:, read] = token * COPIED / groups
