@@ -19,12 +19,14 @@ from toolguard.calibration.training.architecture import CONTEXT, VOCABULARY
 from toolguard.calibration.training.catalog import base_menu, load_catalog
 from toolguard.calibration.training.examples import (
     Example,
+    Pool,
     catalog_pool,
     fit_call,
     human_pools,
     tenth_of,
     vary_query,
     vary_tools,
+    vary_values,
 )
 from toolguard.calibration.training.held_out import draw_cases
 from toolguard.guard.errors import DatasetError
@@ -154,6 +156,25 @@ def test_dropped_words_are_never_argument_words():
     varied = [vary_query(example, Random(seed), drop=0.5) for seed in range(50)]
     assert all("New York" in e.query and e.call == call for e in varied)
     assert len({e.query for e in varied}) > 10
+
+
+def test_changed_values_stand_in_the_query():
+    """A changed value is changed in query and call alike; closed lists and parts of others stay."""
+    properties = {"to": {"type": "string"}, "body": {"type": "string"}, "box": {"enum": ["in"]}}
+    tool = Tool(name="mail", parameters={"type": "object", "properties": properties})
+    arguments = {"to": "Ana", "body": "Ana is late", "box": "in"}
+    pool = Pool(name="own", tools={"mail": tool}, groups={"mail": "own"})
+    query = "tell Bo and the box in that Ana is late"
+    pool.examples["mail"] = [Example(query=query, call=ToolCall(name="mail", arguments=arguments))]
+    drawn = [
+        vary_values(pool.examples["mail"][0], pool, tool, Random(seed), share=1.0)
+        for seed in range(40)
+    ]
+    assert len({example.call.arguments["body"] for example in drawn}) > 5
+    for example in drawn:
+        assert example.call.arguments["body"] in example.query
+        assert example.call.arguments["box"] == "in"
+        assert example.call.arguments["to"] == "Ana"
 
 
 def test_held_out_cases_hold_the_right_tool():

@@ -141,17 +141,6 @@ def test_stages_follow_one_another():
     assert len(stages) == 100
 
 
-def test_a_stage_can_begin_a_new_cosine():
-    """The rate falls to the end of one cosine and rises again to the next one's own peak."""
-    last = Stage(length=1, shares=STAGE.shares, mix=STAGE.mix, restart=0.5)
-    recipe = Recipe(steps=100, warmup=5, rate=1.0, stages=(STAGE, last))
-    rates = [recipe.rate_at(step) for step in range(100)]
-    assert max(rates[:50]) == 1.0
-    assert rates[49] < 0.03
-    assert max(rates[50:]) == pytest.approx(0.5)
-    assert rates[99] < 0.02
-
-
 def test_the_rate_warms_up_and_falls():
     """The learning rate rises linearly to its peak and falls to 2 % of it."""
     recipe = Recipe(steps=100, warmup=10, rate=1.0, stages=(STAGE,))
