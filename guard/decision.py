@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from toolguard.guard.profile import ToolStatus
+if TYPE_CHECKING:
+    from toolguard.guard.profile import ToolStatus
 
 Action = Literal["allow", "steer", "redirect", "veto", "confirm", "clarify"]
 """What happens to a call: allow and steer let it go on, redirect forces another tool's name, the

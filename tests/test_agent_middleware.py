@@ -42,6 +42,9 @@ from langgraph.graph import START, MessagesState, StateGraph
 from langgraph.graph.message import REMOVE_ALL_MESSAGES
 from langgraph.prebuilt import ToolNode
 from langgraph.types import Command, interrupt
+from opentelemetry.metrics import set_meter_provider
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from pydantic import BaseModel, ValidationError
 from scripted_chat import call_text, chat_over, guard_of, last_user_text
 
@@ -50,7 +53,7 @@ from toolguard.adapters.agent_middleware.handed import thread_of
 from toolguard.adapters.audit_store import AuditEvent, AuditStore
 from toolguard.adapters.loading import LoadedModel
 from toolguard.guard.errors import AuditError
-from toolguard.guard.policy import Policy
+from toolguard.guard.policy import AuditPolicy, Policy
 from toolguard.guard.seal import Seal
 from toolguard.guard.tools import Menu
 
@@ -687,6 +690,37 @@ async def test_monitor_runs_a_call_that_cannot_be_recorded(
     told = capsys.readouterr().err
     assert "audit_write_failed" in told
     assert "the disk is full" in told
+
+
+@pytest.fixture(scope="module")
+def meter() -> InMemoryMetricReader:
+    """Give what reads the process's OpenTelemetry metrics, which can be set up only once."""
+    reader = InMemoryMetricReader()
+    set_meter_provider(MeterProvider(metric_readers=[reader]))
+    return reader
+
+
+async def test_unwritten_events_are_counted(world: World, meter: InMemoryMetricReader) -> None:
+    """Each event that the store did not take is counted for operators, by its kind."""
+    world.store = Failing(world.store, *EVERY)
+    await world.run(world.agent(turn(judged("send"))))
+    found = json.loads(meter.get_metrics_data().to_json())
+    metrics = found["resource_metrics"][0]["scope_metrics"][0]["metrics"]
+    assert [metric["name"] for metric in metrics] == ["toolguard.audit.write_failures"]
+    points = metrics[0]["data"]["data_points"]
+    assert all(point["value"] >= 1 and point["attributes"]["toolguard.kind"] for point in points)
+    assert points
+
+
+@pytest.mark.parametrize("kept", ["hmac", "plain"])
+async def test_prompts_are_kept_as_the_policy_says(world: World, kept: str) -> None:
+    """The store holds a keyed digest of what the user asked, or the text where that is allowed."""
+    policy = POLICY.model_copy(update={"audit": AuditPolicy(prompts=kept)})
+    await world.run(world.agent(turn(judged("ping", policy=policy)), policy=policy))
+    (event,) = world.events(kind="decision")
+    text = ASK["messages"][0][1]
+    assert (text in json.dumps(event.payload)) == (kept == "plain")
+    assert event.payload.get("prompt") == (None if kept == "plain" else SEAL.digest(text))
 
 
 @pytest.mark.parametrize("kind", ["approval_request", "approval"])

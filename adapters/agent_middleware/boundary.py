@@ -19,7 +19,7 @@ from toolguard.adapters.agent_middleware.blocked import blocked_message, marked_
 from toolguard.adapters.agent_middleware.bound_tool import EDITED, BoundTool
 from toolguard.adapters.agent_middleware.handed import follow_redirect, handed_call, thread_of
 from toolguard.adapters.agent_middleware.ledger import PAUSED, CallEntry, CallLedger
-from toolguard.adapters.agent_middleware.run_history import run_seconds, stored_record
+from toolguard.adapters.agent_middleware.run_history import asked_text, run_seconds, stored_record
 from toolguard.guard.call_record import CallRecord
 from toolguard.guard.tool_gate import MINUTE, GateVerdict, HandedCall, ToolGate, over_budget
 
@@ -124,6 +124,7 @@ class ToolBoundary:
                 call_id=handed.call_id,
                 run_id=thread_of(request),
                 tool=handed.name if handed.tool is not None else None,
+                prompt=asked_text(request.state),
             )
         )
         begun = entry.attempt > 1

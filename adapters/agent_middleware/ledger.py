@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from itertools import count
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from toolguard.adapters.agent_middleware.metrics import count_unwritten
 from toolguard.guard.arguments import MAX_BYTES
 from toolguard.guard.audit import default_logger
 from toolguard.guard.errors import ToolguardError
@@ -43,12 +44,14 @@ class CallEntry:
         run_id: the agent's thread.
         tool: its tool's name; None if there is no such tool.
         attempt: 1, and one more each time that its tool has paused the agent.
+        prompt: what the user asked last.
     """
 
     call_id: str
     run_id: str
     tool: str | None
     attempt: int = 1
+    prompt: str = ""
 
     @property
     def attempt_id(self) -> str:
@@ -59,7 +62,7 @@ class CallEntry:
 class CallLedger:
     """Writes what happens to calls. Says of each step whether the call may go on.
 
-    What cannot be written is said on standard error; in monitor mode the call goes on.
+    What cannot be written is said on standard error and counted; in monitor mode the call goes on.
 
     Args:
         audit: where it is written; None keeps no account.
@@ -94,7 +97,7 @@ class CallLedger:
     def decided(self, entry: CallEntry, verdict: GateVerdict, handed: HandedCall) -> bool:
         """Write the decision."""
         facts = {"tool": entry.tool, **decision_facts(verdict, self.policy)}
-        payload = facts | self._plain(handed.arguments)
+        payload = facts | self._prompt(entry) | self._plain(handed.arguments)
         return self._noted(_event(entry, "decision", entry.call_id, verdict.action, payload))
 
     def asked(self, entry: CallEntry, verdict: GateVerdict, handed: HandedCall) -> bool:
@@ -167,6 +170,14 @@ class CallLedger:
         except (TypeError, ValueError, RecursionError):
             return ""
 
+    def _prompt(self, entry: CallEntry) -> dict[str, str]:
+        """Return the user's text as the policy lets the store keep it."""
+        if not entry.prompt:
+            return {}
+        if self.policy.audit.prompts == "plain":
+            return {"prompt_plain": entry.prompt[:MAX_BYTES]}
+        return {"prompt": self.seal.digest(entry.prompt)}
+
     def _plain(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """Return the arguments where the policy lets the store keep them, and they are no load."""
         if self.policy.audit.arguments != "plain":
@@ -229,3 +240,4 @@ def _event(
 
 def _tell_unwritten(kind: EventKind, error: ToolguardError) -> None:
     default_logger().error("audit_write_failed", kind=kind, error=error.message)
+    count_unwritten(kind)

@@ -86,6 +86,12 @@ def used_before(state: Any, call_id: str) -> bool:
     return answered or sum(call["id"] == call_id for _, call in _calls(messages)) > 1
 
 
+def asked_text(state: Any) -> str:
+    """Return the text of the last message of a user; empty if there is none."""
+    users = (message for message in reversed(messages_of(state)) if _is_users(message))
+    return next((str(message.text) for message in users), "")
+
+
 def stored_record(message: AIMessage, call_id: str | None) -> object:
     """Return what a message says was decided about one of its calls, unchecked."""
     records = message.response_metadata.get(METADATA)

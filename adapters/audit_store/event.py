@@ -31,8 +31,8 @@ class AuditEvent:
         call_id: the call's id, not empty.
         run_id: the thread or run the call belongs to; empty if unknown.
         tool: the tool's name; None if it is not on the menu (free text of the model).
-        action: one word: an action for a decision, `approve` or `reject` for an approval, `ok` or
-            `error` for an outcome.
+        action: one word: an action for a decision, the answer's type for an approval, and `done`,
+            `failed`, `paused`, `blocked`, `answered` or `rejected` for an outcome.
         payload: more facts, JSON-ready.
     """
 
