@@ -36,6 +36,9 @@ Commands:
   calibrate  Make a profile from a model and data.
   evaluate   Measure a profile on labelled records.
   check      Read the tool choice for one query.
+  policy     Check a policy, or replay it on recorded calls.
+  audit      List, verify and count what the guard recorded.
+  dashboard  Watch decisions and answer approvals.
   train      Train the bundled reference agent.
 """
 
