@@ -89,7 +89,7 @@ class Recipe:
         stages: what is drawn when.
     """
 
-    steps: int = 6000
+    steps: int = 5400
     rows: int = 4
     rate: float = 8e-4
     decay: float = 0.1
