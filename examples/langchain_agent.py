@@ -17,7 +17,7 @@ from langchain_core.tools import BaseTool, StructuredTool
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.types import Command
 
-from toolguard.adapters.agent_middleware.middleware import ToolguardMiddleware
+from toolguard.adapters.agent_middleware import ToolguardMiddleware
 from toolguard.adapters.audit_store import AuditStore
 from toolguard.adapters.chat.chat_model import GuardedChatModel
 from toolguard.guard.policy import Policy

@@ -18,7 +18,7 @@ from langchain.agents import create_agent
 from langchain_core.tools import BaseTool, StructuredTool
 from langgraph.checkpoint.memory import InMemorySaver
 
-from toolguard.adapters.agent_middleware.middleware import ToolguardMiddleware
+from toolguard.adapters.agent_middleware import ToolguardMiddleware
 from toolguard.adapters.audit_store import AuditStore
 from toolguard.adapters.chat.chat_model import GuardedChatModel
 from toolguard.calibration.cli import toolguard

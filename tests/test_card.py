@@ -45,7 +45,15 @@ FACTS = {
         "steps": 2,
         "rate": 0.002,
         "seed": 3,
-        "stages": [{"length": 3, "shares": [["catalog", 0.34]], "mix": {"cut": 0.25}}],
+        "stages": [
+            {
+                "length": 3,
+                "shares": [["catalog", 0.34]],
+                "mix": {"cut": 0.25},
+                "dropout": 0.1,
+                "rate": 0.5,
+            }
+        ],
     },
     "tenths": [0, 1, 2, 3, 4, 5],
     "records_sha256": {source.name: "0" * 64 for source in SOURCES},

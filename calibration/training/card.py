@@ -290,8 +290,8 @@ def _recipe(facts: TrainingFacts) -> str:
 def _stage(stage: Mapping[str, Any]) -> str:
     shares = ", ".join(f"{name} {share:g}" for name, share in stage["shares"])
     mix = ", ".join(f"{name} {value:g}" for name, value in stage["mix"].items())
-    dropout = f"dropout {stage['dropout']:g}"
-    return f"{stage['length']} parts of the steps: rows from {shares}; {mix}, {dropout}"
+    more = f"dropout {stage['dropout']:g}, rate times {stage['rate']:g}"
+    return f"{stage['length']} parts of the steps: rows from {shares}; {mix}, {more}"
 
 
 def _hours(seconds: float) -> str:

@@ -37,12 +37,14 @@ class Stage:
         shares: pool name -> relative share of rows.
         mix: how rows are drawn.
         dropout: probability on attention and MLP outputs and on embeddings.
+        rate: factor on the recipe's learning rate.
     """
 
     length: int
     shares: tuple[tuple[str, float], ...]
     mix: Mix
     dropout: float = 0.1
+    rate: float = 1.0
 
 
 _ALL = (
@@ -67,8 +69,8 @@ _WHOLE = Mix(
 # they can still be learned by heart. Arguments gain weight later: heavy from the start, they
 # crowd out the names.
 STAGES = (
-    Stage(length=5, shares=(("made_up", 1.0),), mix=_READ, dropout=0.0),
-    Stage(length=27, shares=_ALL, mix=_NAMES, dropout=0.05),
+    Stage(length=5, shares=(("made_up", 1.0),), mix=_READ, dropout=0.0, rate=0.5),
+    Stage(length=27, shares=_ALL, mix=_NAMES, dropout=0.05, rate=0.5),
     Stage(length=38, shares=_ALL, mix=_CALLS),
     Stage(length=30, shares=_ALL, mix=_WHOLE),
 )
@@ -91,7 +93,7 @@ class Recipe:
 
     steps: int = 5400
     rows: int = 4
-    rate: float = 8e-4
+    rate: float = 1.6e-3
     decay: float = 0.1
     average: float = 0.998
     warmup: int = 100
@@ -110,12 +112,13 @@ class Recipe:
         return list(zip(self.stages, ends, strict=True))
 
     def rate_at(self, step: int) -> float:
-        """Return the learning rate at `step`: linear warm-up, then cosine to 2 % of the peak."""
+        """Return the learning rate at `step`: warm-up, then cosine, times the stage's factor."""
         warmup = max(1, min(self.warmup, self.steps // 10))
+        peak = self.rate * self.stage_at(min(step, self.steps - 1)).rate
         if step < warmup:
-            return self.rate * (step + 1) / warmup
+            return peak * (step + 1) / warmup
         progress = (step - warmup) / max(1, self.steps - warmup)
-        return self.rate * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
+        return peak * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
 def packed_loss(model: Qwen3ForCausalLM, batch: PackedBatch) -> tuple[Tensor, Tensor]:
