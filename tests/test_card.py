@@ -267,7 +267,8 @@ def test_the_card_says_what_the_licences_ask(loaded):
     assert "tenths 0, 1, 2, 3, 4, 5" in card
     assert "1 h 24 min" in card
     assert "seed 3" in card
-    assert "3 parts of the steps: rows from catalog 0.34; cut 0.25." in card
+    stage = "3 parts of the steps: rows from catalog 0.34; cut 0.25, dropout 0.1, rate times 0.5."
+    assert stage in card
 
 
 def test_a_card_without_public_data_names_none(loaded):
