@@ -28,7 +28,7 @@ PROFILE = Path("out/demo/profile")
 POLICY = Policy.load(
     {
         "preset": "staging",
-        "risk_target": 0.1,
+        "risk_target": 0.2,
         "tools": {
             "get_weather": {"tier": "read"},
             "get_calendar": {"tier": "read"},

@@ -54,6 +54,13 @@ _ALL = (
     ("clinc150", 0.24),
     ("hwu64", 0.24),
 )
+_OWN_FIRST = (
+    ("made_up", 0.05),
+    ("catalog", 0.44),
+    ("snips", 0.08),
+    ("clinc150", 0.20),
+    ("hwu64", 0.23),
+)
 _READ = Mix(budget=512, names_only=0.0, undescribed=1.0, silent=0.1, values=0.0, arguments=0.9)
 _NAMES = Mix(
     budget=512, names_only=0.3, undescribed=0.6, cut=0.5, silent=0.12, values=0.5, arguments=0.3
@@ -63,16 +70,17 @@ _CALLS = Mix(
 )
 # Long rows: menus of twenty full definitions fit only here.
 _WHOLE = Mix(
-    budget=2048, names_only=0.05, undescribed=0.25, cut=0.1, silent=0.25, values=0.3, arguments=0.9
+    budget=2048, names_only=0.05, undescribed=0.25, cut=0.2, silent=0.2, values=0.3, arguments=0.5
 )
 # Reading first: made-up tools teach to copy names and values, which the real ones do not while
 # they can still be learned by heart. Arguments gain weight later: heavy from the start, they
-# crowd out the names.
+# crowd out the names. The rate rises once copying is strong enough to bear it.
 STAGES = (
-    Stage(length=5, shares=(("made_up", 1.0),), mix=_READ, dropout=0.0, rate=0.5),
-    Stage(length=27, shares=_ALL, mix=_NAMES, dropout=0.05, rate=0.5),
-    Stage(length=38, shares=_ALL, mix=_CALLS),
-    Stage(length=30, shares=_ALL, mix=_WHOLE),
+    Stage(length=300, shares=(("made_up", 1.0),), mix=_READ, dropout=0.0, rate=0.5),
+    Stage(length=1428, shares=_ALL, mix=_NAMES, dropout=0.05, rate=0.5),
+    Stage(length=492, shares=_ALL, mix=_CALLS, rate=0.5),
+    Stage(length=1000, shares=_ALL, mix=_CALLS),
+    Stage(length=2130, shares=_OWN_FIRST, mix=_WHOLE, rate=2.4),
 )
 
 
@@ -91,7 +99,7 @@ class Recipe:
         stages: what is drawn when.
     """
 
-    steps: int = 5400
+    steps: int = 5350
     rows: int = 4
     rate: float = 1.6e-3
     decay: float = 0.1
