@@ -13,6 +13,7 @@ from urllib.parse import urlencode
 
 import numpy as np
 import pytest
+from dashboard_agent import POLICY
 from fakes import fake_profile, quiet_guard
 from fastapi.testclient import TestClient
 from hypothesis import given
@@ -26,23 +27,13 @@ from toolguard.adapters.dashboard import Access, ApprovalDesk, Dashboard, create
 from toolguard.adapters.dashboard.access import new_token
 from toolguard.adapters.dashboard.live_readings import read_live
 from toolguard.adapters.dashboard.shown_text import shown, shown_json
-from toolguard.adapters.dashboard.tool_rates import wilson
-from toolguard.calibration import metrics
 from toolguard.guard.distribution import Distribution
 from toolguard.guard.errors import ConfigError
 from toolguard.guard.guard import Guard
+from toolguard.guard.rate import wilson
 from toolguard.guard.seal import Seal
 
 ADDRESS = "http://127.0.0.1:8765"
-POLICY = {
-    "mode": "enforce",
-    "tools": {
-        "get_weather": {"tier": "read"},
-        "get_time": {"tier": "write", "doubtful": "veto"},
-        "send_email": {"tier": "write", "doubtful": "confirm"},
-        "delete_account": {"tier": "irreversible", "rule": "confirm"},
-    },
-}
 MAIL = {"to": "ann@example.org", "subject": "Rent", "body": "It is paid."}
 SCRIPT: dict[str, list[ScriptedCall]] = {
     "weather": [("get_weather", {"city": "Rome"}, 1.0)],
@@ -369,15 +360,6 @@ def test_tool_rates_come_with_their_intervals(visit, agent, guard):
         r"get_time +1 +0.0% +0.0–79.3 +0.0% +0.0–79.3 +100.0% +20.7–100.0", " ".join(text.split())
     )
     assert "calibrated, 5 calls" in text
-
-
-@pytest.mark.parametrize(("k", "n"), [(0, 1), (1, 1), (0, 50), (17, 50), (50, 50), (3, 1000)])
-def test_the_interval_is_the_one_of_the_metrics(k, n):
-    """The dashboard's Wilson interval and the calibration's are the same numbers."""
-    found, known = wilson(k, n), metrics.wilson(k, n)
-    assert (found.value, found.low, found.high, found.n) == pytest.approx(
-        (known.value, known.low, known.high, known.n)
-    )
 
 
 def test_a_share_of_nothing_is_no_number():

@@ -96,31 +96,40 @@ class CallLedger:
 
     def decided(self, entry: CallEntry, verdict: GateVerdict, handed: HandedCall) -> bool:
         """Write the decision."""
+        if self.audit is None:
+            return True
         facts = {"tool": entry.tool, **decision_facts(verdict, self.policy)}
         payload = facts | self._prompt(entry) | self._plain(handed.arguments)
-        return self._noted(_event(entry, "decision", entry.call_id, verdict.action, payload))
+        event = _event(entry, "decision", entry.call_id, verdict.action, payload)
+        return self._noted(self.audit, event)
 
     def asked(self, entry: CallEntry, verdict: GateVerdict, handed: HandedCall) -> bool:
         """Write that a person is asked."""
+        if self.audit is None:
+            return True
         payload = {
             "arguments": self.digest(handed.arguments),
             "reason": verdict.reason,
             "fields": list(verdict.fields),
             **self._plain(handed.arguments),
         }
-        return self._noted(_event(entry, "approval_request", entry.call_id, "confirm", payload))
+        event = _event(entry, "approval_request", entry.call_id, "confirm", payload)
+        return self._noted(self.audit, event)
 
     def answered(self, entry: CallEntry, answer: str, arguments: Mapping[str, Any]) -> bool:
         """Write a person's answer; False also if an earlier one said something else.
 
         The first answer counts: a second one cannot approve other arguments.
         """
+        if self.audit is None:
+            return True
         digest = self.digest(arguments)
         payload = {"type": answer, "arguments": digest, **self._plain(arguments)}
-        if not self._noted(_event(entry, "approval", entry.call_id, answer, payload)):
+        event = _event(entry, "approval", entry.call_id, answer, payload)
+        if not self._noted(self.audit, event):
             return False
         try:
-            first = self.audit.get(entry.call_id, "approval") if self.audit else None
+            first = self.audit.get(entry.call_id, "approval")
         except ToolguardError as error:
             _tell_unwritten("approval", error)
             return False
@@ -143,18 +152,20 @@ class CallLedger:
 
     def ended(self, entry: CallEntry, status: str, **facts: Any) -> None:
         """Write how the call ended."""
+        if self.audit is None:
+            return
         payload = {"status": status, **facts}
-        self._noted(_event(entry, "outcome", entry.attempt_id, status, payload))
+        self._noted(self.audit, _event(entry, "outcome", entry.attempt_id, status, payload))
 
     def blocked(self, entry: CallEntry, reason: str, fields: Sequence[str] = ()) -> None:
         """Write that the call was not run, beside what is known of an earlier call of its id."""
+        if self.audit is None:
+            return
         payload = {"status": "blocked", "reason": reason, "fields": list(fields)}
         for number in count(1):
             key = entry.attempt_id if number == 1 else f"{entry.attempt_id}~{number}"
             try:
-                if self.audit is None or self.audit.write(
-                    _event(entry, "outcome", key, "blocked", payload)
-                ):
+                if self.audit.write(_event(entry, "outcome", key, "blocked", payload)):
                     return
                 found = self.audit.get(key, "outcome")
             except ToolguardError as error:
@@ -188,12 +199,10 @@ class CallLedger:
             return {}
         return {"arguments_plain": dict(arguments)} if len(text) <= MAX_BYTES else {}
 
-    def _noted(self, event: AuditEvent) -> bool:
+    def _noted(self, audit: AuditWriter, event: AuditEvent) -> bool:
         """Write the event; return whether the call may go on."""
-        if self.audit is None:
-            return True
         try:
-            self.audit.write(event)
+            audit.write(event)
         except ToolguardError as error:
             _tell_unwritten(event.kind, error)
             return self._open

@@ -67,10 +67,7 @@ def render_with_tools(
         ConfigError: if the template refuses the conversation.
         UnsupportedModel: if there is no chat template.
     """
-    template = chat_template(tokenizer)
-    if template is None:
-        raise no_template()
-    if not _MENTIONS_TOOLS.search(template):
+    if not _carries_tools(tokenizer):
         return None
     text = apply_template(tokenizer, messages, tools=list(menu.schemas()))
     # A template may know the word and still not print the tools.
@@ -96,14 +93,23 @@ def render_without_tools(
         ConfigError: if the template refuses the conversation.
         UnsupportedModel: if there is no chat template.
     """
-    template = chat_template(tokenizer)
-    if template is None:
-        raise no_template()
-    if _MENTIONS_TOOLS.search(template):
+    if _carries_tools(tokenizer):
         return apply_template(tokenizer, messages)
     return render_with_words(
         tokenizer, messages, "", write_calls=write_calls, system_role=system_role
     )
+
+
+def _carries_tools(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Return whether the template speaks of tools.
+
+    Raises:
+        UnsupportedModel: if there is no chat template.
+    """
+    template = chat_template(tokenizer)
+    if template is None:
+        raise no_template()
+    return _MENTIONS_TOOLS.search(template) is not None
 
 
 def _shows(text: str, name: str) -> bool:

@@ -26,17 +26,17 @@ class RowMask:
     """What the tokens of one row see, added to attention scores: 0 or minus infinity.
 
     Args:
-        front: (f, f) float; from and to the first f tokens, the menu among them.
-        chunks: (n, c, f + 2 c) float; from each later chunk of c tokens to the front, to the
+        front: (f, f) bfloat16; from and to the first f tokens, the menu among them.
+        chunks: (n, c, f + 2 c) bfloat16; from each later chunk of c tokens to the front, to the
             chunk before it and to itself.
     """
 
     front: Tensor
     chunks: Tensor
 
-    def to(self, device: torch.device, dtype: torch.dtype | None = None) -> RowMask:
+    def to(self, device: torch.device) -> RowMask:
         """Return the mask on `device`."""
-        return RowMask(self.front.to(device, dtype), self.chunks.to(device, dtype))
+        return RowMask(self.front.to(device), self.chunks.to(device))
 
 
 def visible(blocks: Tensor) -> Tensor:
@@ -82,7 +82,8 @@ def row_mask(blocks: Tensor, chunk: int) -> RowMask:
 
 
 def _bias(seen: Tensor) -> Tensor:
-    return torch.zeros(seen.shape).masked_fill_(~seen, float("-inf"))
+    # Both values are exact in bfloat16, and a sum with scores keeps the wider type of the two.
+    return torch.zeros(seen.shape, dtype=torch.bfloat16).masked_fill_(~seen, float("-inf"))
 
 
 def packed_attention(
@@ -107,7 +108,7 @@ def packed_attention(
     query, key = (query * scaling).to(dtype), key.to(dtype)
     with torch.autocast(value.device.type, enabled=False):
         rows = [
-            _row_attention(query[n], key[n], value[n], mask.to(value.device, dtype))
+            _row_attention(query[n], key[n], value[n], mask)
             for n, mask in enumerate(attention_mask)
         ]
         return torch.stack(rows).transpose(1, 2), None
