@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from training_fixtures import TINY, catalog_tokenizer
 
-from toolguard.calibration.training.architecture import Shape, build_agent
+from toolguard.calibration.training.architecture import FAMILIES, Shape, build_agent
 
 
 @torch.inference_mode()
@@ -19,9 +20,10 @@ def copied(shape, seed=0):
     return (chosen == twice[:, 61:]).float().mean().item()
 
 
-def test_an_untrained_agent_repeats_what_followed():
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_untrained_agent_repeats_what_followed(family):
     """Of random tokens seen once, an untrained agent foresees many; chance is one in 4,096."""
-    assert copied(Shape(width=256, layers=4)) > 0.3
+    assert copied(Shape(width=256, layers=4, family=family)) > 0.3
 
 
 def test_a_tiny_agent_starts_the_same_way():

@@ -9,6 +9,7 @@ import torch
 from training_fixtures import catalog_tokenizer, tiny_agent, write_data
 
 from toolguard.adapters.wire.hermes import Hermes
+from toolguard.calibration.training.architecture import FAMILIES
 from toolguard.calibration.training.catalog import base_menu, load_catalog
 from toolguard.calibration.training.examples import Example, catalog_pool, human_pools
 from toolguard.calibration.training.packed_attention import visible
@@ -118,9 +119,10 @@ def logits_of(model, ids):
     return model(input_ids=ids, use_cache=False).logits
 
 
-def test_a_packed_row_computes_what_separate_prompts_do(builder):
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_packed_row_computes_what_separate_prompts_do(builder, family):
     """Every conversation of a padded batch of rows has the logits of its own plain prompt."""
-    model = tiny_agent()
+    model = tiny_agent(family=family)
     pool = catalog_pool()
     menus = [Menu(tuple(pool.draw_menu(Random(n), 2 + 3 * n))) for n in range(2)]
     rows, wanted = [], []

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
+import torch
 from click.testing import CliRunner
 from training_fixtures import write_data
 
 from toolguard.adapters.loading import load_model
 from toolguard.calibration.cli import toolguard
+from toolguard.calibration.training.architecture import FAMILIES
 
 TINY = ("--width", "64", "--layers", "2", "--rows", "1", "--steps", "2")
 HELP = {
@@ -19,6 +22,8 @@ HELP = {
         "--steps",
         "--seed",
         "--tenths",
+        "--family",
+        "--keep",
         "--device",
         "--json",
         "log.jsonl",
@@ -40,7 +45,8 @@ def data(tmp_path_factory):
 def trained(tmp_path_factory, data):
     """Give the result of a two-step run and its folder."""
     out = tmp_path_factory.mktemp("run")
-    return run("agent", "--out", out, "--data", data, *TINY, "--json", "-"), out
+    kept = ("--keep", 0, "--keep", 1)
+    return run("agent", "--out", out, "--data", data, *TINY, *kept, "--json", "-"), out
 
 
 @pytest.mark.parametrize("name", HELP)
@@ -81,6 +87,31 @@ def test_weights_are_small_and_safe(trained):
     assert "model.safetensors" in names
     assert not [name for name in names if name.endswith((".bin", ".pt", ".pkl"))]
     assert json.loads((out / "agent" / "config.json").read_text())["dtype"] == "bfloat16"
+
+
+def test_steps_to_keep_are_kept(trained):
+    """Each kept step is a folder that loads, differs from the others, and says which step it is."""
+    _, out = trained
+    assert sorted(folder.name for folder in (out / "steps").iterdir()) == ["0", "1"]
+    for step in (0, 1):
+        folder = out / "steps" / str(step)
+        assert json.loads((folder / "training.json").read_text())["steps_done"] == step
+    weights = [
+        load_model(str(folder)).view.unembedding
+        for folder in (out / "steps" / "0", out / "steps" / "1", out / "agent")
+    ]
+    assert not torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[1], weights[2])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_each_family_trains(tmp_path, trained, family):
+    """Two steps of each architecture leave an agent of that architecture."""
+    shutil.copytree(trained[1] / "tokenizer", tmp_path / "tokenizer")  # the slowest part
+    result = run("agent", "--out", tmp_path, *TINY, "--family", family)
+    assert result.exit_code == 0, result.output
+    loaded = load_model(str(tmp_path / "agent"))
+    assert loaded.model.config.model_type.removesuffix("_text") == family
 
 
 def test_missing_data_is_a_usage_error(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
@@ -33,10 +34,10 @@ def catalog_tokenizer():
     return train_tokenizer(tokenizer_texts([catalog_pool("train")], load_catalog(), seed=0))
 
 
-def tiny_agent(seed=0):
+def tiny_agent(seed=0, family=TINY.family):
     """Return an untrained agent of width 64 in evaluation mode."""
     torch.manual_seed(seed)
-    return build_agent(catalog_tokenizer(), TINY).eval()
+    return build_agent(catalog_tokenizer(), replace(TINY, family=family)).eval()
 
 
 def write_data(folder: Path, each: int = 24) -> Path:

@@ -13,8 +13,8 @@ import torch
 from toolguard.adapters.loading import load_model
 from toolguard.adapters.wire.detection import detect_format
 from toolguard.calibration.command_options import json_option, write_json
-from toolguard.calibration.training.agent import train_agent
-from toolguard.calibration.training.architecture import DEFAULT_SHAPE, Shape
+from toolguard.calibration.training.agent import Looks, train_agent
+from toolguard.calibration.training.architecture import DEFAULT_SHAPE, FAMILIES, Family, Shape
 from toolguard.calibration.training.card import TrainingFacts, figure_lines, write_card
 from toolguard.calibration.training.examples import TRAINING_TENTHS
 from toolguard.calibration.training.loop import Recipe
@@ -83,6 +83,21 @@ def command() -> None:
     help="Number of blocks.",
 )
 @click.option(
+    "--family",
+    type=click.Choice(FAMILIES),
+    default=DEFAULT_SHAPE.family,
+    show_default=True,
+    help="Architecture of the blocks.",
+)
+@click.option(
+    "--keep",
+    "keep_at",
+    type=click.IntRange(min=0),
+    multiple=True,
+    metavar="N",
+    help="Keep the agent as it is after N steps, in OUT/steps/N; may be repeated.",
+)
+@click.option(
     "--tenths",
     default=TRAINING_TENTHS,
     type=click.IntRange(1, 10),
@@ -106,10 +121,13 @@ def agent(
     threads: int | None,
     width: int,
     layers: int,
+    family: Family,
     json_path: str | None,
     **options: Any,
 ) -> None:
-    """Train the reference agent: a small Qwen3 that calls tools in the Hermes format.
+    """Train an agent from scratch: a small model that calls tools in the Hermes format.
+
+    The defaults give the bundled reference agent.
 
     Writes OUT/log.jsonl while it runs, OUT/checkpoint.pt to resume from, and OUT/agent, a folder
     that every --model takes.
@@ -117,12 +135,14 @@ def agent(
     if threads:
         torch.set_num_threads(threads)
     recipe = Recipe(**{f.name: options.pop(f.name) for f in fields(Recipe) if f.name in options})
+    looks = Looks(**{f.name: options.pop(f.name) for f in fields(Looks) if f.name in options})
     folder = train_agent(
         out,
         recipe,
         data=data,
         tenths=tuple(range(tenths)),
-        shape=Shape(width=width, layers=layers),
+        shape=Shape(width=width, layers=layers, family=family),
+        looks=looks,
         **options,
     )
     click.echo(f"agent written to {folder}", err=True)

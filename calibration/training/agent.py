@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import ctypes
 import hashlib
 import json
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from random import Random
 
 import torch
 from torch import nn
-from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from toolguard.calibration.training.architecture import (
     DEFAULT_SHAPE,
@@ -31,7 +32,7 @@ from toolguard.calibration.training.examples import (
     human_pools,
 )
 from toolguard.calibration.training.held_out import Case, draw_cases, right_names
-from toolguard.calibration.training.loop import Recipe, Trainer
+from toolguard.calibration.training.loop import Recipe, Trainer, Watch
 from toolguard.calibration.training.made_up import made_up_pool
 from toolguard.calibration.training.packing import RowBuilder
 
@@ -89,6 +90,25 @@ def held_out_cases(
     }
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Looks:
+    """What is looked at while an agent learns.
+
+    Args:
+        held_out: queries a source in the progress reading.
+        held_out_tenths: tenths that the progress reading draws human queries from; if empty, it
+            reads test frames of the catalogue alone.
+        keep_at: numbers of steps after which the agent as it is then is kept, in `out/steps/N`.
+    """
+
+    held_out: int = 400
+    held_out_tenths: tuple[int, ...] = ()
+    keep_at: tuple[int, ...] = ()
+
+
+_LOOKS = Looks()
+
+
 def train_agent(
     out: Path,
     recipe: Recipe,
@@ -97,8 +117,7 @@ def train_agent(
     tenths: Sequence[int] = tuple(range(TRAINING_TENTHS)),
     device: str = "cpu",
     shape: Shape = DEFAULT_SHAPE,
-    held_out: int = 400,
-    held_out_tenths: Sequence[int] = (),
+    looks: Looks = _LOOKS,
 ) -> Path:
     """Return the folder of the trained agent, `out/agent`; a run that was interrupted goes on.
 
@@ -109,9 +128,7 @@ def train_agent(
         tenths: which tenths of the human records to learn from, by the hash of their id.
         device: torch device.
         shape: size of the model.
-        held_out: queries a source in the progress reading.
-        held_out_tenths: tenths that the progress reading draws human queries from; if empty, it
-            reads test frames of the catalogue alone.
+        looks: what is read and kept on the way.
 
     Raises:
         DatasetError: if `data` lacks a source.
@@ -126,7 +143,10 @@ def train_agent(
     nn.Module.to(model, torch.device(device))  # the model's own `to` has no annotations
     builder = RowBuilder(tokenizer, catalog.refusals)
     cases = held_out_cases(
-        data if held_out_tenths else None, held_out_tenths, held_out, recipe.seed
+        data if looks.held_out_tenths else None,
+        looks.held_out_tenths,
+        looks.held_out,
+        recipe.seed,
     )
 
     def evaluate() -> dict[str, float]:
@@ -135,10 +155,15 @@ def train_agent(
             f"held_out_{name}": round(right / total, 4) for name, (right, total) in counts.items()
         }
 
+    def keep(step: int) -> None:
+        facts = _facts(trainer, data, tenths) | {"steps_done": step}
+        _ship(copy.deepcopy(model), tokenizer, out / "steps" / str(step), facts)
+
+    watch = Watch(evaluate=evaluate, keep=keep, keep_at=frozenset(looks.keep_at))
     drawn = [*pools, made_up_pool(recipe.seed)]
-    trainer = Trainer(model, builder, drawn, recipe, out, evaluate=evaluate)
+    trainer = Trainer(model, builder, drawn, recipe, out, watch)
     trainer.run()
-    return _ship(model, tokenizer, out, _facts(trainer, data, tenths))
+    return _ship(model, tokenizer, out / "agent", _facts(trainer, data, tenths))
 
 
 def _tokenizer(
@@ -174,9 +199,11 @@ def _file_hash(path: Path) -> str:
 
 
 def _ship(
-    model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path, facts: dict[str, object]
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    folder: Path,
+    facts: dict[str, object],
 ) -> Path:
-    folder = out / "agent"
     model.bfloat16().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     (folder / "training.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")

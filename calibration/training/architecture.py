@@ -1,16 +1,33 @@
-"""The reference agent's shape and tokenizer: a small Qwen3 with its own byte-level BPE."""
+"""An agent's shape and tokenizer: a small decoder with its own byte-level BPE.
+
+The reference agent is a Qwen3; the other families are for comparing what is read off them.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import resources
-from typing import Any, cast
+from typing import Any, Literal, cast, get_args
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+from transformers import (
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 from toolguard.calibration.training.copying_start import start_copying
+
+Family = Literal["qwen3", "qwen2", "llama", "gemma3"]
+FAMILIES: tuple[Family, ...] = get_args(Family)
 
 VOCABULARY = 4096
 HEAD = 32  # width of an attention head: many narrow ones leave room for copying
@@ -36,10 +53,12 @@ class Shape:
     Args:
         width: hidden size, a multiple of 64.
         layers: number of blocks.
+        family: architecture of the blocks.
     """
 
     width: int = 256
     layers: int = 4
+    family: Family = "qwen3"
 
 
 DEFAULT_SHAPE = Shape()
@@ -86,9 +105,10 @@ def train_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
 
 def build_agent(
     tokenizer: PreTrainedTokenizerFast, shape: Shape = DEFAULT_SHAPE
-) -> Qwen3ForCausalLM:
+) -> PreTrainedModel:
     """Return an untrained agent in float32; its weights depend on torch's seed alone."""
-    config = Qwen3Config(
+    model = _untrained(
+        shape.family,
         vocab_size=VOCABULARY,
         hidden_size=shape.width,
         intermediate_size=3 * shape.width,
@@ -97,16 +117,36 @@ def build_agent(
         num_key_value_heads=shape.width // HEAD // 2,
         head_dim=HEAD,
         max_position_embeddings=CONTEXT,
-        rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
         tie_word_embeddings=True,
         attention_dropout=0.0,
         bos_token_id=None,
         eos_token_id=_id_of(tokenizer, TURN_END),
         pad_token_id=_id_of(tokenizer, PAD),
     )
-    model = Qwen3ForCausalLM(config)
     start_copying(model)
     return model
+
+
+def _untrained(family: Family, **common: Any) -> PreTrainedModel:
+    rope = {"rope_type": "default", "rope_theta": 10_000.0}
+    if family == "gemma3":
+        # Every second block looks through a window, which here is as wide as the context.
+        config = Gemma3TextConfig(
+            **common,
+            query_pre_attn_scalar=HEAD,
+            sliding_window=CONTEXT,
+            layer_types=[
+                ("sliding_attention", "full_attention")[at % 2]
+                for at in range(common["num_hidden_layers"])
+            ],
+            rope_parameters={"sliding_attention": rope, "full_attention": dict(rope)},
+        )
+        return Gemma3ForCausalLM(config)
+    if family == "llama":
+        return LlamaForCausalLM(LlamaConfig(**common, rope_parameters=rope))
+    if family == "qwen2":
+        return Qwen2ForCausalLM(Qwen2Config(**common, rope_parameters=rope))
+    return Qwen3ForCausalLM(Qwen3Config(**common, rope_parameters=rope))
 
 
 def _id_of(tokenizer: PreTrainedTokenizerFast, token: str) -> int:

@@ -12,26 +12,30 @@ Source: Olsson et al. (2022), "In-context learning and induction heads", for the
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor
-from transformers import Qwen3ForCausalLM
+from transformers import PreTrainedModel
 
-SHARPNESS = 3.0  # gain of queries and keys; with 1 no head can look at one place alone
+SHARPNESS = 3.0  # root mean square of queries and keys; with 1 no head can look at one place alone
 QUIET = 0.25  # factor on what all other parts write, which is noise at first
+HUSHED = 0.1  # the same where a norm brings what a part writes to full size again
 SHARED = 0.32  # length of the part that all embeddings share, about that of a whole embedding
 WRITTEN = 0.2  # how strongly the token before is written
 COPIED = 1.0  # how strongly the token found is written
 FAST = 5  # pairs of rotary dimensions that turn fast enough to tell neighbours apart
+_PROBE = (4, 64)  # rows and tokens of the random text that queries and keys are measured on
 
 
 @torch.no_grad()
-def start_copying(model: Qwen3ForCausalLM) -> None:
+def start_copying(model: PreTrainedModel) -> None:
     """Set weights of the embedding and of the first two blocks; the random state decides them.
 
     Args:
-        model: untrained, of at least two blocks.
+        model: untrained, of at least two blocks, of a family with rotary positions.
     """
     config: Any = model.config
     width, size = config.hidden_size, config.head_dim
@@ -42,11 +46,10 @@ def start_copying(model: Qwen3ForCausalLM) -> None:
     count = min(config.num_key_value_heads, (width - 1) // (2 * part))
     axes = torch.linalg.qr(torch.randn(width, width)).Q
     shared, tokens, before = axes.split([1, count * part, width - 1 - count * part], dim=1)
+    blocks = _blocks(model)
     _calm(model, shared[:, 0])
-    first, second = (cast("Any", block).self_attn for block in model.model.layers[:2])
-    for gain in (first.q_norm, first.k_norm, second.q_norm, second.k_norm):
-        gain.weight.fill_(SHARPNESS)
-    here, one_back = _neighbours(size, config.rope_parameters["rope_theta"])
+    first, second = (block.self_attn for block in blocks[:2])
+    here, one_back = _neighbours(size, _theta(config))
     for at in range(count):
         token = tokens[:, at * part : (at + 1) * part]  # (width, part)
         written = before[:, at * part : (at + 1) * part]
@@ -62,16 +65,55 @@ def start_copying(model: Qwen3ForCausalLM) -> None:
             first.o_proj.weight[:, read] = written * WRITTEN / groups
             second.q_proj.weight[queries] = _rows(slow, token.T, size)
             second.o_proj.weight[:, read] = token * COPIED / groups
+    for attention in (first, second):
+        _sharpen(model, attention)
 
 
-def _calm(model: Qwen3ForCausalLM, shared: Tensor) -> None:
+def _blocks(model: PreTrainedModel) -> Sequence[Any]:
+    return cast("Sequence[Any]", cast("Any", model).model.layers)
+
+
+def _theta(config: Any) -> float:
+    """Return the rotary base; all layers of the agents have one."""
+    parameters = config.rope_parameters
+    own = parameters if "rope_theta" in parameters else next(iter(parameters.values()))
+    return float(own["rope_theta"])
+
+
+def _calm(model: PreTrainedModel, shared: Tensor) -> None:
     """Give all embeddings one common part, which the softmax cannot see, and quieten the rest."""
-    embedding = model.model.embed_tokens.weight  # (vocabulary, width)
+    embedding = cast("Any", model).model.embed_tokens.weight  # (vocabulary, width)
     embedding -= torch.outer(embedding @ shared, shared)
     embedding += SHARED * shared
-    for block in model.model.layers:
+    for place, block in enumerate(_blocks(model)):
         block.self_attn.o_proj.weight.mul_(QUIET)
         block.mlp.down_proj.weight.mul_(QUIET)
+        if hasattr(block, "post_feedforward_layernorm"):
+            _set_gain(block.post_feedforward_layernorm, HUSHED)
+            if place > 1:
+                _set_gain(block.post_attention_layernorm, HUSHED)
+
+
+def _set_gain(norm: Any, gain: float) -> None:
+    """Set what the norm multiplies by; Gemma's norms hold the gain less 1."""
+    norm.weight.fill_(gain - 1.0 if type(norm).__name__.startswith("Gemma") else gain)
+
+
+def _sharpen(model: PreTrainedModel, attention: Any) -> None:
+    """Bring queries and keys to a root mean square of `SHARPNESS`, by their norms if it has any."""
+    if hasattr(attention, "q_norm"):
+        _set_gain(attention.q_norm, SHARPNESS)
+        _set_gain(attention.k_norm, SHARPNESS)
+        return
+    ids = torch.randint(model.config.vocab_size, _PROBE)
+    for projection in (attention.q_proj, attention.k_proj):
+        found: list[Tensor] = []
+        handle = projection.register_forward_hook(lambda *parts, into=found: into.append(parts[2]))
+        try:
+            model(ids)
+        finally:
+            handle.remove()
+        projection.weight.mul_(SHARPNESS / math.sqrt(float(found[0].square().mean())))
 
 
 def _neighbours(size: int, theta: float) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from random import Random
 
 import torch
-from transformers import Qwen3ForCausalLM
+from transformers import PreTrainedModel
 
 from toolguard.calibration.training.examples import Example, Pool, fit_call
 from toolguard.calibration.training.packing import (
@@ -63,7 +63,7 @@ def draw_cases(pool: Pool, *, size: int, count: int, seed: int, queries: int = 8
 
 @torch.inference_mode()
 def right_names(
-    model: Qwen3ForCausalLM, builder: RowBuilder, cases: Sequence[Case], rows: int = 4
+    model: PreTrainedModel, builder: RowBuilder, cases: Sequence[Case], rows: int = 4
 ) -> tuple[int, int]:
     """Return (right, all): queries whose name the model would write, and how many there are.
 
@@ -91,7 +91,7 @@ def _row(case: Case, builder: RowBuilder) -> Row:
     return row
 
 
-def _missed(model: Qwen3ForCausalLM, builder: RowBuilder, rows: Sequence[Row]) -> int:
+def _missed(model: PreTrainedModel, builder: RowBuilder, rows: Sequence[Row]) -> int:
     """Return how many of the rows' conversations have a name token that is not the first choice."""
     batch = builder.collate(rows).to(model.device)
     with torch.autocast(model.device.type, torch.bfloat16):

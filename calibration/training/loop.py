@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import Qwen3ForCausalLM
+from transformers import PreTrainedModel
 
 from toolguard.calibration.training.examples import Pool
 from toolguard.calibration.training.packing import NAME, Mix, PackedBatch, RowBuilder, packed_hidden
@@ -129,7 +129,7 @@ class Recipe:
         return peak * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
-def packed_loss(model: Qwen3ForCausalLM, batch: PackedBatch) -> tuple[Tensor, Tensor]:
+def packed_loss(model: PreTrainedModel, batch: PackedBatch) -> tuple[Tensor, Tensor]:
     """Return the weighted mean cross-entropy and the accuracy at names' first tokens, scalars."""
     hidden = packed_hidden(model, batch)
     weights = batch.weights[:, 1:]
@@ -144,7 +144,7 @@ def packed_loss(model: Qwen3ForCausalLM, batch: PackedBatch) -> tuple[Tensor, Te
 
 
 @contextmanager
-def dropout_on(model: Qwen3ForCausalLM, probability: float) -> Iterator[None]:
+def dropout_on(model: PreTrainedModel, probability: float) -> Iterator[None]:
     """Drop features of embedding, attention and MLP outputs while training.
 
     Qwen3 itself has dropout on attention weights only. One mask serves all positions of a row,
@@ -220,6 +220,26 @@ def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, lr=recipe.rate, betas=(0.9, 0.95))
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Watch:
+    """What is looked at while a run goes on, always with the averaged weights in the model.
+
+    Args:
+        evaluate: further readings for the log.
+        evaluate_every: steps between those.
+        keep: called with the number of steps done, where that is one of `keep_at`.
+        keep_at: numbers of steps, 0 among them for the untrained model.
+    """
+
+    evaluate: Callable[[], dict[str, float]] | None = None
+    evaluate_every: int = 500
+    keep: Callable[[int], None] | None = None
+    keep_at: frozenset[int] = frozenset()
+
+
+_UNWATCHED = Watch()
+
+
 class Trainer:
     """One run in one folder, which goes on where it stopped.
 
@@ -229,26 +249,23 @@ class Trainer:
         pools: what rows are drawn from, by the recipe's shares.
         recipe: schedule and seed.
         folder: gets `log.jsonl` and `checkpoint.pt`.
-        evaluate: further readings for the log, taken on the averaged weights.
-        evaluate_every: steps between those.
+        watch: what is looked at on the way.
     """
 
     def __init__(
         self,
-        model: Qwen3ForCausalLM,
+        model: PreTrainedModel,
         builder: RowBuilder,
         pools: Sequence[Pool],
         recipe: Recipe,
         folder: Path,
-        *,
-        evaluate: Callable[[], dict[str, float]] | None = None,
-        evaluate_every: int = 500,
+        watch: Watch = _UNWATCHED,
     ) -> None:
         self.model, self.builder, self.recipe, self.folder = model, builder, recipe, folder
         self.pools = {pool.name: pool for pool in pools}
         self.optimizer = _optimizer(model, recipe)
         self.average = AveragedWeights(model, recipe.average)
-        self.evaluate, self.evaluate_every = evaluate, evaluate_every
+        self.watch = watch
         self.step = 0
         self.seconds = 0.0
         self.cpu_seconds = 0.0
@@ -299,6 +316,8 @@ class Trainer:
         cpu_started = time.process_time() - self.cpu_seconds
         device = self.model.device
         self.model.train()
+        if not self.step:
+            self._keep()
         while self.step < self.recipe.steps:
             with dropout_on(self.model, self.recipe.stage_at(self.step).dropout):
                 loss, accuracy = self._one_step(device)
@@ -306,6 +325,7 @@ class Trainer:
             self.seconds = time.monotonic() - started
             self.cpu_seconds = time.process_time() - cpu_started
             self._report(loss, accuracy)
+            self._keep()
         self.save()
         self.average.copy_to(self.model)
         self.model.eval()
@@ -330,6 +350,11 @@ class Trainer:
         self.average.update(self.model, self.step)
         return loss.item(), accuracy.item()
 
+    def _keep(self) -> None:
+        if self.watch.keep is not None and self.step in self.watch.keep_at:
+            with self.average.applied_to(self.model):
+                self.watch.keep(self.step)
+
     def _report(self, loss: float, accuracy: float) -> None:
         line: dict[str, Any] = {
             "step": self.step,
@@ -338,10 +363,11 @@ class Trainer:
             "name_accuracy": round(accuracy, 4),
         }
         last = self.step == self.recipe.steps
-        if self.evaluate and (self.step % self.evaluate_every == 0 or last):
+        evaluate = self.watch.evaluate
+        if evaluate is not None and (self.step % self.watch.evaluate_every == 0 or last):
             self.model.eval()
             with self.average.applied_to(self.model):
-                line |= self.evaluate()
+                line |= evaluate()
             self.model.train()
         if self.step % 20 == 0 or last:
             with (self.folder / "log.jsonl").open("a") as log:

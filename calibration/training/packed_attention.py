@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, Qwen3ForCausalLM
+from transformers import AttentionInterface, PreTrainedModel
 
 NAME = "toolguard_packed_rows"
 CHUNK = 128  # tokens; the chunks of a batch are the smallest multiple that holds a conversation
@@ -91,8 +91,9 @@ def packed_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attention_mask: Sequence[RowMask],
+    _mask: Tensor | None,
     scaling: float,
+    row_masks: Sequence[RowMask],
     **_: Any,
 ) -> tuple[Tensor, None]:
     """Return (rows, length, heads, head size): attention as transformers' interface defines it.
@@ -101,15 +102,14 @@ def packed_attention(
         query: (rows, heads, length, head size).
         key: (rows, key heads, length, head size).
         value: (rows, key heads, length, head size); its dtype is computed in.
-        attention_mask: one mask a row.
         scaling: factor on the scores.
+        row_masks: one a row.
     """
     dtype = value.dtype
     query, key = (query * scaling).to(dtype), key.to(dtype)
     with torch.autocast(value.device.type, enabled=False):
         rows = [
-            _row_attention(query[n], key[n], value[n], mask)
-            for n, mask in enumerate(attention_mask)
+            _row_attention(query[n], key[n], value[n], mask) for n, mask in enumerate(row_masks)
         ]
         return torch.stack(rows).transpose(1, 2), None
 
@@ -153,8 +153,8 @@ AttentionInterface.register(NAME, packed_attention)
 
 
 @contextmanager
-def packed_rows_on(model: Qwen3ForCausalLM) -> Iterator[None]:
-    """Let the model attend by row masks, passed as `attention_mask={"full_attention": masks}`."""
+def packed_rows_on(model: PreTrainedModel) -> Iterator[None]:
+    """Let the model attend by row masks, passed to its forward as `row_masks`."""
     config: Any = model.config
     usual = config._attn_implementation  # noqa: SLF001 - there is no public getter
     config._attn_implementation = NAME  # noqa: SLF001

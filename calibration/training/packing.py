@@ -11,11 +11,11 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from random import Random
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from toolguard.adapters.wire.prompting import apply_template
 from toolguard.calibration.training.examples import (
@@ -337,13 +337,13 @@ def collate(rows: Sequence[Row], pad_id: int, multiple: int = 256) -> PackedBatc
     )
 
 
-def packed_hidden(model: Qwen3ForCausalLM, batch: PackedBatch) -> Tensor:
+def packed_hidden(model: PreTrainedModel, batch: PackedBatch) -> Tensor:
     """Return (rows, length, width): the model's last hidden states on a batch of packed rows."""
     with packed_rows_on(model):
-        output = model.model(
+        output = cast("Any", model).model(
             input_ids=batch.ids,
             position_ids=batch.positions,
-            attention_mask={"full_attention": batch.masks},
+            row_masks=batch.masks,
             use_cache=False,
         )
     return cast("Tensor", output.last_hidden_state)
