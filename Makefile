@@ -12,7 +12,7 @@ PYTEST_ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.setup-stamp
-EXTRAS := dev,langchain,plot,postgresql,dashboard,opentelemetry
+EXTRAS := dev,langchain,plot,postgresql,dashboard,opentelemetry,embedding
 # The wheel's own environment; see the target `wheel`.
 WHEEL_VENV := build/wheel-venv
 

@@ -19,6 +19,7 @@ from toolguard.adapters.menu_plan import MenuPlan, MenuPlans
 from toolguard.adapters.name_watch import TokenTexts
 from toolguard.adapters.redirect import follow_redirects
 from toolguard.adapters.request import GuardedRequest, Judged, Row
+from toolguard.adapters.second_question import favourite_between
 from toolguard.adapters.text_stream import TextStream
 from toolguard.adapters.text_turn import write_text
 from toolguard.adapters.turn_prompt import (
@@ -33,7 +34,8 @@ from toolguard.adapters.turn_result import GuardedResult, OnConfirm, read_turn
 from toolguard.adapters.wire.base import WireFormat
 from toolguard.adapters.wire.detection import choose_format
 from toolguard.adapters.wire.turn import opens_thought
-from toolguard.guard.errors import ConfigError
+from toolguard.guard.decision import Decision
+from toolguard.guard.errors import ConfigError, ToolguardError
 from toolguard.guard.guard import Guard
 from toolguard.guard.profile import ModelFacts
 from toolguard.guard.tools import Menu, Tool
@@ -195,7 +197,7 @@ class GuardedAgent:
             prompts = [opening_call(self.loaded, prompt, opening) for prompt in prompts]
         stream = TextStream(self.wire, on_text) if on_text else None
         whole = hold or on_confirm is not None
-        rows = self._write(prompts, plan, options, stream, hold=whole)
+        rows = self._write(prompts, conversations, plan, options, stream, hold=whole)
         read = partial(read_turn, on_confirm=on_confirm, notice=not hold)
         results = [read(row, plan, self.wire, self.guard, options.end_tokens) for row in rows]
         if stream is not None:
@@ -251,6 +253,7 @@ class GuardedAgent:
     def _write(
         self,
         prompts: Sequence[TurnPrompt],
+        conversations: Sequence[Conversation],
         plan: MenuPlan,
         options: GenerateOptions,
         stream: TextStream | None,
@@ -274,9 +277,21 @@ class GuardedAgent:
                 partial(
                     self._go_on, plan, options, hold=hold, turn_tokens=len(prompt.written) + room
                 ),
+                partial(self._ask_between, plan, messages),
             )
-            for row, prompt in zip(rows, prompts, strict=True)
+            for row, prompt, messages in zip(rows, prompts, conversations, strict=True)
         ]
+
+    def _ask_between(
+        self, plan: MenuPlan, messages: Conversation, decision: Decision, written: Sequence[int]
+    ) -> Decision:
+        """Return the decision with the model's answer; one that cannot be had closes the call."""
+        names = [name for name in (decision.tool, decision.target) if name is not None]
+        try:
+            picked = favourite_between(self.loaded, self.wire, messages, plan, names, written)
+        except ToolguardError as error:
+            return self.guard.unanswered(decision, error)
+        return self.guard.answered(decision, picked)
 
     def _go_on(
         self,

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from toolguard.adapters.blocks import ModelView, tap_blocks
 from toolguard.adapters.menu_plan import MenuPlan
 from toolguard.adapters.name_watch import NameWatcher, NameWritten, TokenTexts
+from toolguard.adapters.opening_watch import OpeningWatcher
+from toolguard.guard.answer_gate import opening_tokens
 from toolguard.guard.decision import Decision
 from toolguard.guard.errors import ToolguardError
 from toolguard.guard.guard import Evidence, Guard, fault_text
@@ -37,6 +39,7 @@ class Row:
         prompt_length: tokens before the turn, padding not counted.
         blind: whether padding stands after the prompt, so that generation does not go on from the
             prompt's last token.
+        opening: follows where the turn's first call could start; None if nobody asks.
         hidden: (dim,) read at the decision token the row is behind, or None.
         scorer: gathers the name's log-probabilities from there on.
         fault: why that reading failed; empty if it did not.
@@ -49,6 +52,7 @@ class Row:
     watcher: NameWatcher
     prompt_length: int
     blind: bool
+    opening: OpeningWatcher | None = None
     hidden: Tensor | None = None
     scorer: TrieScorer | None = None
     fault: str = ""
@@ -56,6 +60,11 @@ class Row:
     finished: bool = False
     stopped_by_guard: bool = False
     judged: list[Judged] = field(default_factory=list)
+
+    @property
+    def at_opening(self) -> bool:
+        """Whether the turn's first call could start after the last token."""
+        return self.opening is not None and self.opening.at_opening
 
     @property
     def pending_redirect(self) -> Judged | None:
@@ -96,6 +105,8 @@ class GuardedRequest:
         self.plan = plan
         self.rows: list[Row] = []
         self._parts, self._layer, self._guard = parts, layer, guard
+        gate = guard.profile.gate if guard.profile else None
+        self._gate_layer = None if gate is None else gate.section.layer
         self._texts, self._end_tokens = texts, end_tokens
         self._hold_for_person = hold_for_person
         self._thread = threading.get_ident()
@@ -128,6 +139,10 @@ class GuardedRequest:
         watcher = NameWatcher(self._texts, self.plan.trie, self.plan.names, lead)
         row = Row(watcher=watcher, prompt_length=prompt_length, blind=blind)
         names = watcher.prime(written) if written else ()
+        if self._gate_layer is not None:
+            # Looks at the text as it stands now: what the caller wrote is not the model's start.
+            openings = opening_tokens(self.plan.names.prefix_ids, self.plan.trie)
+            row.opening = OpeningWatcher(lambda: watcher.text, openings)
         if forced:
             watcher.skip_name()
         else:
@@ -150,10 +165,14 @@ class GuardedRequest:
         """Read the next forward of this thread, which is the next step of this request.
 
         Any other forward in between is not ours: a logits processor's, or that of a generate that
-        a callback runs. Hooks are on the model only where a row stands in a name: most steps of a
-        turn have nothing to read, and a module with a hook is slower to call.
+        a callback runs. Hooks are on the model only where a row stands in a name, or where a call
+        could start: most steps of a turn have nothing to read, and a module with a hook is slower
+        to call.
         """
-        self._armed = any(row.watcher.node is not None and not row.finished for row in self.rows)
+        self._armed = any(
+            (row.watcher.node is not None or row.at_opening) and not row.finished
+            for row in self.rows
+        )
         if self._armed and not self._hooked:
             self._hook()
         elif self._hooked and not self._armed:
@@ -161,17 +180,30 @@ class GuardedRequest:
 
     def _hook(self) -> None:
         self._hooked = True
-        self._hooks.enter_context(tap_blocks(self._parts, [self._layer], self._on_hidden))
+        layers = [self._layer, *([] if self._gate_layer is None else [self._gate_layer])]
+        self._hooks.enter_context(tap_blocks(self._parts, layers, self._on_hidden))
         self._hooks.callback(self._model.register_forward_hook(self._on_output).remove)
 
     def _unhook(self) -> None:
         self._hooks.close()
         self._hooked = False
 
-    def _on_hidden(self, _layer: int, hidden: Tensor) -> Tensor | None:
+    def _on_hidden(self, layer: int, hidden: Tensor) -> Tensor | None:
         # hidden: (rows, positions, dim)
         if not self._armed:
             return None
+        if layer == self._gate_layer:
+            self._keep_openings(hidden)
+        return self._read_decisions(hidden) if layer == self._layer else None
+
+    def _keep_openings(self, hidden: Tensor) -> None:
+        """Keep the state of each row whose first call could start here."""
+        for index, row in enumerate(self.rows):
+            if row.opening is not None and row.at_opening and not row.finished:
+                row.opening.keep(hidden[index, -1])
+
+    def _read_decisions(self, hidden: Tensor) -> Tensor | None:
+        """Read the rows at decision tokens; return the states with what steers them, if any is."""
         edited: Tensor | None = None
         for index, row in enumerate(self.rows):
             if row.finished or not row.watcher.at_decision:
@@ -207,6 +239,8 @@ class GuardedRequest:
             return
         self._armed = False
         for index, row in enumerate(self.rows):
+            if row.opening is not None and row.at_opening and not row.finished:
+                self._close_opening(row, row.opening, output.logits[index, -1])
             if row.finished or row.watcher.node is None or row.scorer is None:
                 continue
             # logits: (rows, positions, vocab); generation goes on from the last position.
@@ -215,6 +249,12 @@ class GuardedRequest:
             except ToolguardError as error:
                 row.fault = fault_text(error)
 
+    def _close_opening(self, row: Row, opening: OpeningWatcher, logits: Tensor) -> None:
+        if row.blind:
+            opening.fail("padding stands where the call could start")
+        else:
+            opening.close(logits)
+
     def feed(self, index: int, token: int) -> bool:
         """Take the row's next token; return whether the guard has stopped the row."""
         row = self.rows[index]
@@ -222,6 +262,8 @@ class GuardedRequest:
             return row.stopped_by_guard
         row.blind = False
         names = row.watcher.feed(token)
+        if row.opening is not None:
+            row.opening.feed(self._texts.piece(token)[0])
         ended = token in self._end_tokens
         if names or ended:
             self._judge_all(row, names or row.watcher.end())
@@ -262,6 +304,8 @@ class GuardedRequest:
             logprob=row.scorer.scores() if whole and row.scorer is not None else None,
             steered_to=row.steered_to,
             position=row.prompt_length + written.first_token - 1,
+            # A turn's later calls are other decisions, which calibration did not read.
+            opening=row.opening.evidence if row.opening is not None and not row.judged else None,
             fault=fault,
         )
 

@@ -151,6 +151,7 @@ def _with_rows(profile: Profile, rows: list[_NewRow], collected: CollectedCalls)
         centre=profile.centre,
         covariance=profile.covariance,
         seen=signed_fingerprints(profile.seen_queries | collected.seen),
+        gate=profile.gate,
     )
 
 

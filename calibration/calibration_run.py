@@ -18,7 +18,15 @@ import torch
 from toolguard.adapters.loading import LoadedModel
 from toolguard.adapters.wire import WireFormat
 from toolguard.calibration.add_tools import ToolUpdate, add_tools
+from toolguard.calibration.answering.gate_calibration import GateRisk
+from toolguard.calibration.answering.gate_run import GateOptions, with_gate
 from toolguard.calibration.collect import BATCH_TOKENS, Observation, collect
+from toolguard.calibration.correction.choice import (
+    SelectCalls,
+    choose_correction,
+    with_correction,
+)
+from toolguard.calibration.correction.measurement import CorrectionOptions
 from toolguard.calibration.fit_input import CollectedCalls, FitOptions, ToolDefinition
 from toolguard.calibration.fit_profile import fit_profile
 from toolguard.calibration.labelled_calls import HiddenBatch, LabelledCall, LayerPass
@@ -27,12 +35,14 @@ from toolguard.calibration.name_rows import NameTokenFinder
 from toolguard.calibration.near_duplicates import query_fingerprints
 from toolguard.calibration.record_choice import ChosenRecords
 from toolguard.calibration.records import Record
+from toolguard.calibration.report.tested_calls import TestedCalls, read_tested_calls
 from toolguard.calibration.splits import Split, SplitFractions, Splits, leak_check, make_splits
 from toolguard.calibration.spool import Spool
 from toolguard.guard.errors import ConfigError, ToolguardError
 from toolguard.guard.profile import Profile
 from toolguard.guard.profile_meta import ModelIdentity
 from toolguard.guard.readout import margin
+from toolguard.guard.signals import menu_entropy
 from toolguard.guard.tools import Menu, sha256_text
 
 LATE_LAYERS = 8
@@ -96,9 +106,10 @@ class SkippedRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CalibrationResult:
-    """A fitted profile and the records that took no part in it."""
+    """A fitted profile, the test calls as it reads them, and records that took no part in it."""
 
     profile: Profile
+    tested: TestedCalls
     skipped: tuple[SkippedRecord, ...]
 
 
@@ -151,7 +162,12 @@ def calibrate(
     profile = fit_profile(collected, options, on_layer=progress.layer)
     menu = tuple(_commonest_menu(records).schemas())
     profile = replace(profile, meta=profile.meta.model_copy(update={"menu": menu}))
-    return CalibrationResult(profile=profile, skipped=reading.skipped)
+    if not options.preset:  # the published recipe always calls
+        gate = _gate_options(run, options)
+        profile = with_gate(loaded, wire, profile, records, splits, gate, on_note=progress.note)
+    profile = _corrected(loaded, wire, profile, records, splits, reading, run)
+    tested = read_tested_calls(profile, collected)
+    return CalibrationResult(profile=profile, tested=tested, skipped=reading.skipped)
 
 
 def extend(
@@ -239,6 +255,36 @@ def parse_layers(text: str | None, blocks: int) -> tuple[int, ...]:
             hint='pass "all", "late", or block indices as 3,4,5',
         )
     return tuple(found)
+
+
+def _gate_options(run: RunOptions, options: FitOptions) -> GateOptions:
+    return GateOptions(
+        layers=run.layers,
+        risk=GateRisk(
+            max_risk=options.max_risk, targets=options.targets, confidence=options.confidence
+        ),
+        fractions=run.fractions,
+        folds=run.folds,
+        batch_tokens=run.batch_tokens,
+        names_only=run.names_only,
+        seed=run.seed,
+    )
+
+
+def _corrected(
+    loaded: LoadedModel,
+    wire: WireFormat,
+    profile: Profile,
+    records: ChosenRecords,
+    splits: Splits,
+    reading: _Reading,
+    run: RunOptions,
+) -> Profile:
+    """Return the profile with the correction that the select split shows to help, if one does."""
+    select = SelectCalls.drawn(splits.ids("select"), splits.fingerprints("test"), run.seed)
+    flagged = select.flagged(profile, records, reading.spool, run.layers)
+    options = CorrectionOptions(batch_tokens=run.batch_tokens, seed=run.seed)
+    return with_correction(profile, choose_correction(loaded, wire, profile, flagged, options))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -378,6 +424,7 @@ def _label(
                 chosen=seen.chosen,
                 right=seen.right,
                 logprob_margin=margin(seen.scores, seen.chosen),
+                entropy=menu_entropy(seen.scores),
             )
         )
     tools = (ToolDefinition(name=name, content_hashes=tuple(sorted(hashes[name]))) for name in axis)

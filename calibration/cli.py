@@ -35,10 +35,20 @@ COMMANDS: Mapping[str, CommandEntry] = {
     "data": CommandEntry(f"{_PACKAGE}.data", "Validate and import labelled records."),
     "calibrate": CommandEntry(f"{_PACKAGE}.calibrate", "Make a profile from a model and data."),
     "evaluate": CommandEntry(f"{_PACKAGE}.evaluate", "Measure a profile on labelled records."),
+    "report": CommandEntry(f"{_PACKAGE}.report", "Show what a profile is worth, on one page."),
     "check": CommandEntry(f"{_PACKAGE}.check", "Read the tool choice for one query."),
     "policy": CommandEntry(f"{_PACKAGE}.policy", "Check a policy, or replay it on recorded calls."),
     "audit": CommandEntry(f"{_PACKAGE}.audit", "List, verify and count what the guard recorded."),
     "dashboard": CommandEntry(f"{_PACKAGE}.dashboard", "Watch decisions and answer approvals."),
+    "call-or-answer": CommandEntry(
+        f"{_PACKAGE}.call_or_answer", "Measure when no tool should be called."
+    ),
+    "correct": CommandEntry(f"{_PACKAGE}.correct", "Compare what can be done with doubtful calls."),
+    "guarantee": CommandEntry(f"{_PACKAGE}.guarantee", "Test risk control and the drift alarm."),
+    "steer-eval": CommandEntry(
+        f"{_PACKAGE}.steer_eval", "Compare ways of steering the tool choice."
+    ),
+    "replicate": CommandEntry(f"{_PACKAGE}.replicate", "Set the published claims beside numbers."),
     "train": CommandEntry(f"{_PACKAGE}.train", "Train the bundled reference agent."),
 }
 

@@ -9,31 +9,27 @@ what an unbroken one does.
 from __future__ import annotations
 
 import itertools
-from collections import defaultdict
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from toolguard.adapters.loading import LoadedModel
 from toolguard.adapters.wire import WireFormat
-from toolguard.calibration.decisions import Edit, PrefixStore, read_decisions, unpackable
-from toolguard.calibration.name_walk import walk_names
+from toolguard.calibration.decisions import Edit, read_decisions
+from toolguard.calibration.name_walk import FirstBranch, NameChoice, walk_names
 from toolguard.calibration.near_duplicates import query_fingerprint
-from toolguard.calibration.pack_plan import PackPlan, plan_packs
-from toolguard.calibration.packed_rows import PackedRows, PlainRow, Rows
-from toolguard.calibration.prompts import OnSkip, Prompt, PromptGroup, PromptWriter
+from toolguard.calibration.prompt_groups import prompt_groups
+from toolguard.calibration.prompts import OnSkip, Prompt, PromptWriter
 from toolguard.calibration.records import Record
+from toolguard.calibration.row_packs import BATCH_TOKENS, RowPacker
 from toolguard.calibration.shared_text import Ids
 from toolguard.guard.errors import ConfigError, ReadoutError, ToolguardError
 
+__all__ = ["BATCH_TOKENS", "WINDOW", "Observation", "collect"]
+
 WINDOW = 2048  # records looked at together; bounds the memory
-BATCH_TOKENS = 4096
-# On a CPU, packs of unlike rows gain nothing beyond this or a quarter of the prefix (measured on
-# one core, 6 blocks of width 256): each token looks at the whole pack, whatever the mask hides.
-_CPU_TOKENS = 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -50,6 +46,7 @@ class Observation:
         chosen: index of the model's greedy whole-name choice.
         scores: (names,) float32, whole-name log-probabilities as `NameTrie.scores_after` has them.
         hidden: (layers, dim) float32, the tapped blocks' outputs.
+        branch: where the menu's names first part; None on a menu of one name, or from a spool.
     """
 
     record_id: str
@@ -61,6 +58,7 @@ class Observation:
     chosen: int
     scores: Tensor
     hidden: Tensor
+    branch: FirstBranch | None = None
 
     @property
     def is_right(self) -> bool:
@@ -120,21 +118,17 @@ def collect(  # noqa: PLR0913 - all but three have defaults
         ReadoutError: if a reading is not finite; names the record.
     """
     _check_layers(loaded, layers)
-    if batch_tokens < 1 or window < 1:
-        raise ConfigError(
-            f"batch_tokens and window must be at least 1, found {batch_tokens} and {window}"
-        )
-    reason = unpackable(loaded) if share_prefix else None
-    if reason is not None and on_plain is not None:
-        on_plain(reason)
+    if window < 1:
+        raise ConfigError(f"window must be at least 1, found {window}")
+    packer = RowPacker(loaded, batch_tokens=batch_tokens, share_prefix=share_prefix)
+    if packer.plain_because is not None and on_plain is not None:
+        on_plain(packer.plain_because)
     collector = _Collector(
         loaded=loaded,
         writer=PromptWriter(loaded, wire, names_only=names_only),
-        prefixes=PrefixStore(loaded, batch_tokens),
+        packer=packer,
         layers=tuple(layers),
-        batch_tokens=batch_tokens,
         window=window,
-        packed=share_prefix and reason is None,
         edit=edit,
         done=done,
         on_skip=on_skip,
@@ -162,11 +156,9 @@ class _Collector:
 
     loaded: LoadedModel
     writer: PromptWriter
-    prefixes: PrefixStore
+    packer: RowPacker
     layers: tuple[int, ...]
-    batch_tokens: int
     window: int
-    packed: bool
     edit: Edit | None
     done: Container[str]
     on_skip: OnSkip
@@ -189,52 +181,15 @@ class _Collector:
             self.on_done(len(job.prompts))
 
     def _jobs(self, window: Sequence[Record]) -> Iterator[_Job]:
-        """Yield the window's jobs: its menus in order of appearance, lone prompts at the end."""
-        lone: list[Prompt] = []
-        for records in self._by_menu(window):
-            group = self.writer.write(records, self._skip)
-            if len(group.prompts) <= 1:
-                lone += group.prompts  # shares nothing, so its suffix is the whole prompt
-            else:
-                yield from self._group_jobs(group)
-        if lone:
-            nothing = np.empty(0, dtype=np.int32)
-            yield from self._group_jobs(PromptGroup(shared=nothing, prompts=tuple(lone)))
-
-    def _by_menu(self, window: Sequence[Record]) -> Iterable[list[Record]]:
-        groups: dict[tuple[str, str], list[Record]] = defaultdict(list)
-        for record in window:
-            try:
-                groups[self.writer.group_key(record)].append(record)
-            except ConfigError as error:
-                self._skip(record, error)
-        return groups.values()
+        for group in prompt_groups(self.writer, window, self._skip):
+            shared, prompts = group.shared, group.prompts
+            for batch in self.packer.batches(shared, [prompt.suffix for prompt in prompts]):
+                members = tuple(prompts[member] for member in batch.members)
+                yield _Job(shared=shared, prompts=members, kept=batch.kept)
 
     def _skip(self, record: Record, error: ToolguardError) -> None:
         self.on_skip(record, error)
         self.on_done(1)
-
-    def _group_jobs(self, group: PromptGroup) -> Iterator[_Job]:
-        shared, prompts = group.shared, group.prompts
-        if not self.packed:
-            for prompt in prompts:
-                yield _Job(shared=shared, prompts=(prompt,), kept=None)
-            return
-        suffixes = [prompt.suffix for prompt in prompts]
-        for pack in plan_packs(suffixes, self._plan(len(shared))):
-            members = tuple(prompts[member] for member in pack.members)
-            # A whole prompt alone needs no mask, which for a long one is large.
-            plain = len(members) == 1 and not len(shared)
-            yield _Job(shared=shared, prompts=members, kept=None if plain else pack.kept)
-
-    def _plan(self, prefix_length: int) -> PackPlan:
-        on_cpu = self.loaded.device.type == "cpu"
-        return PackPlan(
-            most=self.batch_tokens,
-            enough=max(_CPU_TOKENS, prefix_length // 4) if on_cpu else self.batch_tokens,
-            # A block's matrices hold about 12 width² weights, against 2 width a key looked at.
-            token_cost=prefix_length + 6 * self.loaded.view.hidden_size,
-        )
 
     def _observe(self, job: _Job) -> list[Observation]:
         try:
@@ -249,28 +204,23 @@ class _Collector:
     @torch.inference_mode()
     def _read(self, job: _Job) -> list[Observation]:
         ids = [prompt.record.id for prompt in job.prompts]
+        rows = self.packer.rows(job.shared, [prompt.suffix for prompt in job.prompts], job.kept)
         state = read_decisions(
-            self.loaded, self._rows(job), layers=self.layers, record_ids=ids, edit=self.edit
+            self.loaded, rows, layers=self.layers, record_ids=ids, edit=self.edit
         )
         tries = [prompt.trie for prompt in job.prompts]
         choices = walk_names(state.rows, state.logits, tries, ids)
         # Off the inference-mode tensors, which no later fit could differentiate through.
         with torch.inference_mode(mode=False):
             return [
-                _observation(prompt, choice.chosen, choice.scores.clone(), hidden.clone())
+                _observation(prompt, choice, hidden.clone())
                 for prompt, choice, hidden in zip(
                     job.prompts, choices, state.hidden.unbind(), strict=True
                 )
             ]
 
-    def _rows(self, job: _Job) -> Rows:
-        if job.kept is None:
-            return PlainRow(self.loaded, np.concatenate([job.shared, job.prompts[0].suffix]))
-        prefix = self.prefixes.get(job.shared)
-        return PackedRows(self.loaded, prefix, [prompt.suffix for prompt in job.prompts], job.kept)
 
-
-def _observation(prompt: Prompt, chosen: int, scores: Tensor, hidden: Tensor) -> Observation:
+def _observation(prompt: Prompt, choice: NameChoice, hidden: Tensor) -> Observation:
     record, offered = prompt.record, prompt.offered
     names = offered.menu.names
     return Observation(
@@ -280,7 +230,8 @@ def _observation(prompt: Prompt, chosen: int, scores: Tensor, hidden: Tensor) ->
         menu_hashes=offered.hashes,
         label=None if record.call is None else names.index(record.call.name),
         right=frozenset(names.index(name) for name in record.right_names),
-        chosen=chosen,
-        scores=scores,
+        chosen=choice.chosen,
+        scores=choice.scores.clone(),
         hidden=hidden,
+        branch=None if choice.branch is None else choice.branch.detached(),
     )

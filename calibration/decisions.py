@@ -62,15 +62,17 @@ def read_decisions(
     layers: Sequence[int],
     record_ids: Sequence[str],
     edit: Edit | None = None,
+    fed: Sequence[Sequence[int]] | None = None,
 ) -> DecisionState:
-    """Run rows that have not started and return their state at their last tokens.
+    """Run rows and return their state at their last tokens.
 
     Args:
         loaded: the model.
-        rows: new; their last tokens are decision tokens.
+        rows: new, unless `fed` is given; their last tokens are those that are read.
         layers: distinct block indices, in the order wanted.
         record_ids: one a row.
         edit: see `Edit`; applied in this pass only.
+        fed: tokens that rows which have started go on with, one piece a row; None starts them.
 
     Raises:
         ConfigError: if a layer is no block.
@@ -89,7 +91,7 @@ def read_decisions(
         return _with_rows(hidden, last, changed)
 
     with tap_blocks(loaded.view, layers, tap):
-        logits = rows.start()
+        logits = rows.start() if fed is None else rows.feed(range(len(fed)), fed)
     shape = (len(record_ids), 0, loaded.view.hidden_size)
     hidden = torch.stack([taken[layer] for layer in layers], 1) if taken else torch.empty(shape)
     _require_finite(hidden, record_ids)

@@ -1,7 +1,7 @@
 """What a profile is worth on labelled calls it never saw.
 
-Accuracy of model and readout, how well each signal tells wrong calls, whether the risk target
-holds, steering, and queries that call for no tool.
+Accuracy of model and readout, how well each vote tells wrong calls, whether the risk target holds,
+steering, and queries that call for no tool.
 """
 
 from __future__ import annotations
@@ -12,33 +12,30 @@ from random import Random
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from toolguard.adapters.loading import LoadedModel
 from toolguard.adapters.wire import WireFormat
+from toolguard.calibration.answering.survey import SurveyOptions, survey_call_or_answer
 from toolguard.calibration.collect import collect
-from toolguard.calibration.generation import continue_prompts
 from toolguard.calibration.judged_calls import CallJudge, Intake, JudgedCall
-from toolguard.calibration.metrics import (
-    aurc,
-    auroc,
-    calibration_error,
-    paired_difference,
-    quartile_errors,
-)
-from toolguard.calibration.prompts import PromptWriter
+from toolguard.calibration.metrics import calibration_error
 from toolguard.calibration.records import Record
 from toolguard.calibration.risk import measure_risk
-from toolguard.calibration.steering import METHODS, measure_steering
-from toolguard.calibration.steering_cases import draw_cases
+from toolguard.calibration.steering_lab.pairs import Choice
+from toolguard.calibration.steering_lab.section import steering_section
+from toolguard.calibration.turn_outcomes import measure_turns, write_turns
+from toolguard.calibration.votes.catalogue import SAMPLES
+from toolguard.calibration.votes.evidence import CallEvidence
+from toolguard.calibration.votes.gathering import Gatherer, GatherOptions, OnStep
+from toolguard.calibration.votes.measurement import measure_votes
+from toolguard.calibration.votes.vote_plan import VotePlan, plan_votes
+from toolguard.calibration.votes.written_calls import Sampling
 from toolguard.guard.errors import DatasetError, ToolguardError
 from toolguard.guard.profile import Profile
 from toolguard.guard.rate import Rate, undetermined, wilson
 
 # Generation pads its prompts, so that one batch may hold more tokens than one packed reading.
 GENERATION_FACTOR = 4
-SIGNALS = ("logprob", "activation", "combined")
-Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,17 +45,28 @@ class EvaluationOptions:
     Args:
         batch_tokens: bound on one batch, in tokens.
         steering: cases for the steering comparison; 0 leaves it out.
-        no_call: queries without a right call that are generated freely; 0 leaves them out.
+        turns: queries with a right call on which the whole turn is written freely; 0 leaves it out.
+        no_call: queries without a right call that are generated freely, and of each source those
+            on which it is measured whether to call; 0 leaves both out.
         alpha: strength of the steering vectors.
         risk_target: risk whose threshold is checked; None is the one requested at calibration.
-        seed: of samples and random vectors.
+        votes: which to measure, as `catalogue.choose_votes` takes it.
+        samples: sampled calls that self-consistency looks at.
+        temperature: at which they are sampled; above 0.
+        embedding_model: sentence encoder of the vote `embedding`, see `similarity.load_encoder`.
+        seed: of samples, folds and random vectors.
     """
 
     batch_tokens: int = 4096
     steering: int = 300
+    turns: int = 200
     no_call: int = 300
     alpha: float = 1.0
     risk_target: float | None = None
+    votes: str = "free"
+    samples: int = SAMPLES
+    temperature: float = 1.0
+    embedding_model: str | None = None
     seed: int = 0
 
 
@@ -70,6 +78,7 @@ def evaluate_profile(
     options: EvaluationOptions,
     *,
     on_done: Callable[[int], object] | None = None,
+    on_step: OnStep = lambda _step: None,
 ) -> dict[str, Any]:
     """Return the evaluation as plain JSON values; a rate is `{value, low, high, n}` at 95 %.
 
@@ -83,38 +92,53 @@ def evaluate_profile(
         records: labelled records.
         options: what to measure.
         on_done: told of each record that was read.
+        on_step: told what is done after that.
 
     Raises:
         DatasetError: if no record with a call is left.
+        ConfigError: if a vote does not exist, or what it needs is not installed.
+        UnsupportedModel: if a vote cannot be had from this model.
     """
+    plan = plan_votes(
+        loaded, options.votes, samples=options.samples, embedding_model=options.embedding_model
+    )
+    gatherer = Gatherer(loaded, wire, profile.meta.layer, _gathering(plan, profile, options))
     intake = Intake(seen=profile.seen_queries)
     skipped: list[tuple[Record, ToolguardError]] = []
     judge = CallJudge(profile)
-    calls: list[JudgedCall] = []
+    read: list[CallEvidence] = []
     stream = collect(
         loaded,
         wire,
         intake.calls(records),
-        layers=[profile.meta.layer],
+        layers=gatherer.layers,
         batch_tokens=options.batch_tokens,
         names_only=profile.meta.preset == "paper",
         on_skip=lambda record, error: skipped.append((record, error)),
     )
     for observation in stream:
-        calls.append(judge.read(intake.by_id[observation.record_id], observation))
+        judged = judge.read(intake.by_id[observation.record_id], observation)
+        read.append(gatherer.take(judged, observation))
         if on_done is not None:
             on_done(1)
-    if not calls:
+    if not read:
         raise DatasetError(
             f"no record is left to evaluate: {intake.leaked} took part in calibration, "
             f"{len(skipped)} were skipped",
             hint="pass data that calibration did not see",
         )
+    calls = [call.judged for call in read]
+    evidence = gatherer.gather(read, on_step)
+    on_step("measuring votes")
     return {
-        **_signals(calls),
+        **_accuracy(calls),
+        **measure_votes(plan.votes, evidence),
+        "votes_left_out": dict(plan.left_out),
         **_risk(calls, profile, options.risk_target),
         "steering": _steering(loaded, wire, profile, calls, options),
+        "turns": _turns(loaded, wire, profile, calls, options),
         "no_call": _no_call(loaded, wire, profile, intake.silent, options),
+        "call_or_answer": _call_or_answer(loaded, wire, profile, intake, options),
         "leaked": intake.leaked,
         "without_tools": intake.toolless,
         "skipped": len(skipped),
@@ -128,16 +152,25 @@ def evaluate_profile(
     }
 
 
-def _signals(calls: list[JudgedCall]) -> dict[str, Any]:
-    read = [call for call in calls if call.p_wrong is not None and "activation" in call.margins]
-    wrong = np.array([call.wrong for call in read], dtype=bool)
-    risks: dict[str, Floats] = {
-        "logprob": np.array([-call.margins["logprob"] for call in read]),
-        "activation": np.array([-call.margins["activation"] for call in read]),
-        "combined": np.array([call.p_wrong for call in read], dtype=float),
-    }
+def _gathering(plan: VotePlan, profile: Profile, options: EvaluationOptions) -> GatherOptions:
+    """Return how the evidence of the votes is gathered."""
+    return GatherOptions(
+        needs=plan.needs,
+        names_only=profile.meta.preset == "paper",
+        batch_tokens=options.batch_tokens,
+        sampling=Sampling(
+            calls=options.samples, temperature=options.temperature, seed=options.seed
+        ),
+        seed=options.seed,
+        encode=plan.encode,
+    )
+
+
+def _accuracy(calls: list[JudgedCall]) -> dict[str, Any]:
+    """Return how often model and readout are right, and how far P(wrong) is off."""
     right = [call.readout_right for call in calls if call.readout_right is not None]
     n_wrong = sum(call.wrong for call in calls)
+    told = [(call.p_wrong, call.wrong) for call in calls if call.p_wrong is not None]
     return {
         "n": len(calls),
         "n_wrong": n_wrong,
@@ -145,33 +178,10 @@ def _signals(calls: list[JudgedCall]) -> dict[str, Any]:
             "model": wilson(len(calls) - n_wrong, len(calls)).to_dict(),
             "readout": (wilson(sum(right), len(right)) if right else undetermined(0)).to_dict(),
         },
-        "signals": {signal: _signal(risks[signal], wrong) for signal in SIGNALS},
-        "against_logprob": {
-            signal: _against(risks[signal], risks["logprob"], wrong) for signal in SIGNALS[1:]
-        },
         "calibration": {
-            "ece": calibration_error(risks["combined"], wrong) if read else None,
-            "n": len(read),
+            "ece": calibration_error(*np.array(told, dtype=float).T) if told else None,
+            "n": len(told),
         },
-    }
-
-
-def _signal(risk: Floats, wrong: NDArray[np.bool_]) -> dict[str, Any]:
-    quartiles = quartile_errors(-risk, wrong)
-    return {
-        "auroc": auroc(risk, wrong).to_dict(),
-        "aurc": aurc(risk, wrong).to_dict(),
-        "error_low_quartile": quartiles.low.to_dict(),
-        "error_high_quartile": quartiles.high.to_dict(),
-        "error_ratio": quartiles.ratio.to_dict(),
-    }
-
-
-def _against(risk: Floats, baseline: Floats, wrong: NDArray[np.bool_]) -> dict[str, Any]:
-    """Return paired differences to the log-prob margin; AUROC above 0, AURC below 0 are better."""
-    return {
-        metric: paired_difference(metric, risk, baseline, wrong).to_dict()
-        for metric in ("auroc", "aurc")
     }
 
 
@@ -199,20 +209,35 @@ def _steering(
     calls: list[JudgedCall],
     options: EvaluationOptions,
 ) -> dict[str, Any]:
-    cases = draw_cases(loaded, wire, profile, calls, most=options.steering, seed=options.seed)
-    if not cases:
-        unknown = undetermined(0).to_dict()
-        return {key: {"n": 0, "switched": unknown, "schema_valid": unknown} for key in METHODS}
-    results = measure_steering(
+    return steering_section(
         loaded,
         wire,
         profile,
-        cases,
+        [Choice(record=call.record, chosen=call.chosen) for call in calls],
+        most=options.steering,
         alpha=options.alpha,
-        batch_tokens=GENERATION_FACTOR * options.batch_tokens,
+        batch_tokens=options.batch_tokens,
         seed=options.seed,
     )
-    return {method: result.to_dict() for method, result in results.items()}
+
+
+def _turns(
+    loaded: LoadedModel,
+    wire: WireFormat,
+    profile: Profile,
+    calls: list[JudgedCall],
+    options: EvaluationOptions,
+) -> dict[str, Any]:
+    """Return what whole turns are where a call is right: each kind of fault apart."""
+    return measure_turns(
+        loaded,
+        wire,
+        [call.record for call in calls],
+        most=options.turns,
+        seed=options.seed,
+        names_only=profile.meta.preset == "paper",
+        batch_tokens=GENERATION_FACTOR * options.batch_tokens,
+    )
 
 
 def _no_call(
@@ -225,27 +250,38 @@ def _no_call(
     """Return how often the model calls a tool where none is right, generating freely."""
     rng = Random(options.seed)
     sample = rng.sample(silent, min(len(silent), options.no_call))
-    if not sample:
-        return {"n": 0, "called": undetermined(0).to_dict()}
-    writer = PromptWriter(loaded, wire, names_only=profile.meta.preset == "paper")
-    prompts = [
-        loaded.tokenizer(writer.text(record), add_special_tokens=False)["input_ids"]
-        for record in sample
-    ]
-    turns = continue_prompts(
-        loaded, prompts, new_tokens=64, batch_tokens=GENERATION_FACTOR * options.batch_tokens
+    written = write_turns(
+        loaded,
+        wire,
+        sample,
+        names_only=profile.meta.preset == "paper",
+        new_tokens=64,
+        batch_tokens=GENERATION_FACTOR * options.batch_tokens,
     )
-    called = sum(_calls(loaded, wire, tokens) for tokens in turns)
-    return {"n": len(sample), "called": wilson(called, len(sample)).to_dict()}
+    turns = [text for text in written if text is not None]
+    called = sum(wire.find_name(text) is not None for text in turns)
+    return {"n": len(turns), "called": wilson(called, len(turns)).to_dict()}
 
 
-def _calls(loaded: LoadedModel, wire: WireFormat, tokens: list[int]) -> bool:
-    text = str(
-        loaded.tokenizer.decode(
-            tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False
-        )
+def _call_or_answer(
+    loaded: LoadedModel,
+    wire: WireFormat,
+    profile: Profile,
+    intake: Intake,
+    options: EvaluationOptions,
+) -> dict[str, Any] | None:
+    """Return how well needless calls are told; None if that is left out or every record calls."""
+    if not options.no_call or not intake.silent:
+        return None
+    chosen = SurveyOptions(
+        most=options.no_call,
+        target=options.risk_target,
+        batch_tokens=options.batch_tokens,
+        names_only=profile.meta.preset == "paper",
+        seed=options.seed,
     )
-    return wire.find_name(text, 0) is not None
+    records = [*intake.by_id.values(), *intake.silent]
+    return survey_call_or_answer(loaded, wire, records, chosen, profile=profile)
 
 
 def _by_source(calls: list[JudgedCall]) -> dict[str, dict[str, Any]]:

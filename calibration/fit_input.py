@@ -10,6 +10,7 @@ from toolguard.calibration.labelled_calls import LabelledCall, LayerPass, places
 from toolguard.calibration.tool_means import NameRows
 from toolguard.guard.errors import CalibrationError, ConfigError
 from toolguard.guard.profile_meta import ModelIdentity
+from toolguard.guard.signals import ALWAYS_READ, SIGNALS
 
 FEWEST_CALLS = 20
 Preset = Literal["", "paper"]
@@ -25,9 +26,11 @@ class FitOptions:
         min_examples: fewest right calls that a mean is made from.
         seed: of the bootstrap and of the preset's choice of queries.
         preset: "paper" takes the published recipe and chooses nothing.
+        signals: that P(wrong) uses; empty lets cross-validation choose.
+        targets: further error rates that thresholds are wanted for, as tiers of a policy ask.
 
     Raises:
-        ConfigError: if a number lies outside its range.
+        ConfigError: if a number lies outside its range, or a signal is unknown or given twice.
     """
 
     max_risk: float = 0.05
@@ -35,15 +38,28 @@ class FitOptions:
     min_examples: int = 3
     seed: int = 0
     preset: Preset = ""
+    signals: tuple[str, ...] = ()
+    targets: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        if not 0 < self.max_risk < 1 or not 0.5 <= self.confidence < 1:
+        risks = (self.max_risk, *self.targets)
+        if not all(0 < risk < 1 for risk in risks) or not 0.5 <= self.confidence < 1:
             raise ConfigError(
                 f"--max-risk must lie in (0, 1) and --confidence in [0.5, 1), "
-                f"found {self.max_risk} and {self.confidence}"
+                f"found {', '.join(map(str, risks))} and {self.confidence}"
             )
         if self.min_examples < 1:
             raise ConfigError(f"--min-examples must be at least 1, found {self.min_examples}")
+        if not set(self.signals) <= set(SIGNALS) or len(set(self.signals)) < len(self.signals):
+            raise ConfigError(
+                f"--signals {','.join(self.signals)}: expected distinct names",
+                hint=f"signals are {', '.join(SIGNALS)}",
+            )
+
+    @property
+    def fixed_signals(self) -> tuple[str, ...]:
+        """The signals that the user, or a preset that chooses nothing, fixed; empty if free."""
+        return self.signals or (ALWAYS_READ if self.preset else ())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

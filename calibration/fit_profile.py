@@ -21,9 +21,15 @@ from toolguard.calibration.fit_input import (
     check_calls,
 )
 from toolguard.calibration.labelled_calls import Floats, LabelledCall, places_of, wrong_of
-from toolguard.calibration.profile_metrics import profile_metrics
+from toolguard.calibration.profile_metrics import ProfileRisks, profile_metrics
 from toolguard.calibration.readout_fit import FittedReadout, fit_readout
 from toolguard.calibration.risk import RiskThreshold, choose_threshold
+from toolguard.calibration.signal_choice import (
+    FoldedCalls,
+    SignalChoice,
+    best_penalty,
+    choose_signals,
+)
 from toolguard.calibration.splits import SPLITS
 from toolguard.guard.calibrator import Calibrator
 from toolguard.guard.errors import CalibrationError
@@ -35,9 +41,9 @@ from toolguard.guard.profile_meta import (
     RiskEntry,
     SplitCounts,
 )
+from toolguard.guard.signals import ALWAYS_READ
 
 STANDING_TARGETS = (0.01, 0.02, 0.05, 0.1, 0.2)
-SIGNALS = ("logprob", "activation")
 
 
 def fit_profile(
@@ -61,8 +67,9 @@ def fit_profile(
     calls = collected.calls
     check_calls(collected)
     fitted = fit_readout(collected, options, on_layer)
-    calibrators = _fit_calibrators(fitted, calls)
-    probability = calibrators["combined"].probabilities(fitted.margins(calls))
+    choice, calibrators = _fit_calibrators(fitted, calls, options)
+    margins = fitted.margins(calls)
+    probability = calibrators["combined"].probabilities(margins)
     thresholds = _thresholds(probability, fitted, calls, options)
     select = places_of(calls, "select")
     gaps = fitted.readings.gap[select]
@@ -79,15 +86,28 @@ def fit_profile(
             covariance_target=fitted.variant.target,
             tools=_profile_tools(collected.tools, fitted),
             calibrator=calibrators["combined"].to_dict(),
-            signals=SIGNALS,
-            single_calibrators={name: calibrators[name].to_dict() for name in SIGNALS},
-            risk=tuple(_risk_entry(entry) for entry in thresholds),
+            signals=choice.signals,
+            single_calibrators={name: calibrators[name].to_dict() for name in ALWAYS_READ},
+            risk=tuple(risk_entry(entry) for entry in thresholds),
             requested_risk=RequestedRisk(target=options.max_risk, confidence=options.confidence),
             gap_low_quartile=float(np.quantile(gaps, 0.25)) if len(gaps) else None,
             dataset_hash=collected.dataset_hash,
             seed=options.seed,
             splits=SplitCounts(**{split: len(places_of(calls, split)) for split in SPLITS}),
-            metrics=profile_metrics(collected, fitted, probability, thresholds, options),
+            metrics={
+                **profile_metrics(
+                    collected,
+                    fitted,
+                    ProfileRisks(
+                        wrong=probability,
+                        both=calibrators["both"].probabilities(margins),
+                        signals=choice.signals,
+                    ),
+                    thresholds,
+                    options,
+                ),
+                "signals": choice.to_dict(),
+            },
             preset=options.preset,
         ),
         readout=fitted.built.readout,
@@ -104,8 +124,13 @@ def signed_fingerprints(fingerprints: frozenset[int]) -> Tensor:
     return torch.from_numpy(ordered.view(np.int64))
 
 
-def _fit_calibrators(fitted: FittedReadout, calls: Sequence[LabelledCall]) -> dict[str, Calibrator]:
-    """Return calibrators on both signals together and on each alone, from held-out readings."""
+def _fit_calibrators(
+    fitted: FittedReadout, calls: Sequence[LabelledCall], options: FitOptions
+) -> tuple[SignalChoice, dict[str, Calibrator]]:
+    """Return the choice of signals and the calibrators, all from held-out readings of `fit`.
+
+    `combined` uses the chosen signals, `both` what is always read, the others one signal alone.
+    """
     places = [
         place
         for place in fitted.trusted_places(calls, "fit")
@@ -118,8 +143,27 @@ def _fit_calibrators(fitted: FittedReadout, calls: Sequence[LabelledCall]) -> di
         )
     margins = {name: values[places] for name, values in fitted.margins(calls).items()}
     wrong = wrong_of(calls[place] for place in places)
-    singles = {name: fit_calibrator({name: margins[name]}, wrong) for name in SIGNALS}
-    return {"combined": fit_calibrator(margins, wrong), **singles}
+    folds = np.array([calls[place].fold for place in places])
+    choice = choose_signals(
+        FoldedCalls(
+            wrong=wrong,
+            folds=folds,
+            without={
+                fold: {n: v[places] for n, v in fitted.nested_margins(calls, fold).items()}
+                for fold in sorted(set(folds.tolist()))
+            },
+        ),
+        seed=options.seed,
+        fixed=options.fixed_signals,
+        by_preset=not options.signals,
+    )
+
+    def fit(signals: Sequence[str]) -> Calibrator:
+        own = {name: margins[name] for name in signals}
+        return fit_calibrator(own, wrong, l2=best_penalty(own, wrong, folds))
+
+    singles = {name: fit_calibrator({name: margins[name]}, wrong) for name in ALWAYS_READ}
+    return choice, {"combined": fit(choice.signals), "both": fit(ALWAYS_READ), **singles}
 
 
 def _thresholds(
@@ -131,14 +175,15 @@ def _thresholds(
     """Return a threshold for each target; calls of uncalibrated tools are not allowed by any."""
     select = fitted.trusted_places(calls, "select")
     wrong = wrong_of(calls[place] for place in select)
-    targets = sorted({*STANDING_TARGETS, options.max_risk})
+    targets = sorted({*STANDING_TARGETS, options.max_risk, *options.targets})
     return [
         choose_threshold(probability[select], wrong, target=target, confidence=options.confidence)
         for target in targets
     ]
 
 
-def _risk_entry(found: RiskThreshold) -> RiskEntry:
+def risk_entry(found: RiskThreshold) -> RiskEntry:
+    """Return what a profile keeps of a threshold."""
     return RiskEntry(
         target=found.target,
         confidence=found.confidence,

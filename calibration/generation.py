@@ -1,14 +1,15 @@
-"""Greedy continuations of many prompts, with an optional edit of the last prompt position."""
+"""Greedy continuations: of whole prompts, and of rows that stand in the middle of a pass."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-from toolguard.adapters.blocks import tap_blocks
 from toolguard.adapters.loading import LoadedModel
+from toolguard.calibration.packed_rows import Rows
+from toolguard.calibration.prompts import Prompt
 
 
 @torch.no_grad()
@@ -18,27 +19,19 @@ def continue_prompts(
     *,
     new_tokens: int,
     batch_tokens: int,
-    layer: int = 0,
-    vectors: Tensor | None = None,
 ) -> list[list[int]]:
     """Return the greedy continuation of each prompt, in order, up to its end-of-turn token.
 
     Args:
         loaded: the model.
-        prompts: token ids; the last one is where `vectors` act.
+        prompts: token ids.
         new_tokens: most tokens to write.
         batch_tokens: bound on rows times (longest prompt + new tokens) of one batch.
-        layer: block whose output the vectors are added to.
-        vectors: (prompts, dim) float32 added to the last prompt position, once; None edits nothing.
     """
     written: list[list[int]] = [[] for _ in prompts]
     for rows in _batches([len(prompt) + new_tokens for prompt in prompts], batch_tokens):
-        added = None if vectors is None else vectors[rows]
-        for row, tokens in zip(
-            rows,
-            _continue_batch(loaded, [prompts[row] for row in rows], new_tokens, layer, added),
-            strict=True,
-        ):
+        told = _continue_batch(loaded, [prompts[row] for row in rows], new_tokens)
+        for row, tokens in zip(rows, told, strict=True):
             written[row] = tokens
     return written
 
@@ -56,11 +49,7 @@ def _batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
 
 
 def _continue_batch(
-    loaded: LoadedModel,
-    prompts: Sequence[Sequence[int]],
-    new_tokens: int,
-    layer: int,
-    vectors: Tensor | None,
+    loaded: LoadedModel, prompts: Sequence[Sequence[int]], new_tokens: int
 ) -> list[list[int]]:
     ends = end_tokens(loaded)
     width = max(len(prompt) for prompt in prompts)
@@ -69,27 +58,64 @@ def _continue_batch(
     mask = torch.tensor(
         [[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=loaded.device
     )
-    waiting = vectors
-
-    def add(_layer: int, hidden: Tensor) -> Tensor | None:
-        nonlocal waiting
-        if waiting is None:
-            return None
-        edited = hidden.clone()  # (rows, positions, dim)
-        edited[:, -1] += waiting.to(device=hidden.device, dtype=hidden.dtype)
-        waiting = None  # the first forward alone: later ones have no prompt position
-        return edited
-
-    with tap_blocks(loaded.view, [layer], add):
-        output = loaded.model.generate(  # type: ignore[operator]
-            input_ids=ids,
-            attention_mask=mask,
-            max_new_tokens=new_tokens,
-            do_sample=False,
-            pad_token_id=pad,
-            eos_token_id=list(ends) or None,
-        )
+    output = loaded.model.generate(  # type: ignore[operator]
+        input_ids=ids,
+        attention_mask=mask,
+        max_new_tokens=new_tokens,
+        do_sample=False,
+        pad_token_id=pad,
+        eos_token_id=list(ends) or None,
+    )
     return [_until_end(row, ends) for row in output[:, width:].tolist()]
+
+
+def write_greedily(
+    rows: Rows, logits: Tensor, goes_on: Callable[[int, Sequence[int]], bool]
+) -> list[list[int]]:
+    """Return what each row writes, always the model's favourite token of the whole vocabulary.
+
+    Args:
+        rows: stand where `logits` were read.
+        logits: (rows, vocab).
+        goes_on: tells from a row and its tokens so far whether it writes another one.
+    """
+    return write_rows(rows, logits, goes_on, lambda _rows, told: told.argmax(dim=1).tolist())
+
+
+def write_rows(
+    rows: Rows,
+    logits: Tensor,
+    goes_on: Callable[[int, Sequence[int]], bool],
+    choose: Callable[[Sequence[int], Tensor], Sequence[int]],
+) -> list[list[int]]:
+    """Return what each row writes, its tokens chosen one by one.
+
+    Args:
+        rows: stand where `logits` were read.
+        logits: (rows, vocab).
+        goes_on: tells from a row and its tokens so far whether it writes another one.
+        choose: gives the next token of each of some rows from their (rows, vocab) logits.
+    """
+    written: list[list[int]] = [[] for _ in range(len(logits))]
+    writing = [row for row, tokens in enumerate(written) if goes_on(row, tokens)]
+    logits = logits[writing]
+    while writing:
+        for row, token in zip(writing, choose(writing, logits), strict=True):
+            written[row].append(token)
+        writing = [row for row in writing if goes_on(row, written[row])]
+        if writing:
+            logits = rows.feed(writing, [written[row][-1:] for row in writing])
+    return written
+
+
+def turn_text(loaded: LoadedModel, prompt: Prompt, tokens: Sequence[int]) -> str:
+    """Return the assistant's turn: the opening of the call in the prompt, and what was written."""
+    decoded = loaded.tokenizer.decode(
+        [*prompt.prefix_ids, *tokens],
+        skip_special_tokens=False,
+        clean_up_tokenization_spaces=False,
+    )
+    return str(decoded)
 
 
 def end_tokens(loaded: LoadedModel) -> tuple[int, ...]:

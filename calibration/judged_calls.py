@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
+from toolguard.calibration.call_check import check_name
 from toolguard.calibration.collect import Observation
 from toolguard.calibration.near_duplicates import query_fingerprint
 from toolguard.calibration.records import Record
 from toolguard.guard.calibrator import Calibrator
+from toolguard.guard.decision import Reading
 from toolguard.guard.profile import MenuView, Profile
-from toolguard.guard.readout import margin
+from toolguard.guard.signals import ACTIVATION, ALWAYS_READ, LOGPROB, read_signals
 from toolguard.guard.tools import Menu, Tool
 
 
@@ -27,6 +28,9 @@ class JudgedCall:
         margins: signal -> margin of the chosen tool; a signal that could not be read is missing.
         p_wrong: None if a signal is missing.
         trusted: whether the profile vouches for the chosen tool.
+        runner_up: the best other tool by log-probability, if the profile vouches for it; else None.
+        rival: what a redirect would go to: the best other tool of all signals, if they agree and
+            the profile vouches for it; else None.
     """
 
     record: Record
@@ -36,6 +40,8 @@ class JudgedCall:
     margins: dict[str, float]
     p_wrong: float | None
     trusted: bool
+    runner_up: str | None = None
+    rival: str | None = None
 
 
 @dataclass(slots=True)
@@ -68,29 +74,30 @@ class CallJudge:
     def __init__(self, profile: Profile) -> None:
         self._profile = profile
         self._calibrator = Calibrator.from_dict(profile.meta.calibrator)
+        self._signals = tuple(dict.fromkeys((*ALWAYS_READ, *profile.meta.signals)))
         self._views: dict[str, MenuView] = {}
 
     def read(self, record: Record, observation: Observation) -> JudgedCall:
         """Return one call with its margins and P(wrong)."""
         menu = told_menu(record.menu, self._profile)
         key = menu.content_hash
-        view = self._views.setdefault(key, self._profile.view(menu))
+        if key not in self._views:
+            self._views[key] = self._profile.view(menu)
+        view = self._views[key]
         scores = view.scores(observation.hidden[0])
-        margins: dict[str, float] = {}
-        for signal, values in (("logprob", observation.scores), ("activation", scores)):
-            found = (
-                margin(values, observation.chosen)
-                if math.isfinite(values[observation.chosen])
-                else math.nan
-            )
-            if not math.isnan(found):
-                margins[signal] = found
+        read = {LOGPROB: observation.scores, ACTIVATION: scores}
+        margins = read_signals(read, observation.chosen, self._signals)
         readable = all(signal in margins for signal in self._calibrator.features)
         chosen = view.names[observation.chosen]
+        reading = Reading(
+            menu=view.names,
+            chosen=chosen,
+            scores={signal: tuple(values.tolist()) for signal, values in read.items()},
+        )
         return JudgedCall(
             record=record,
             chosen=chosen,
-            wrong=observation.chosen not in observation.right,
+            wrong=check_name(record, chosen) != "right",
             readout_right=int(scores.argmax()) in observation.right
             if view.readout is not None
             else None,
@@ -99,7 +106,13 @@ class CallJudge:
             if readable
             else None,
             trusted=view.statuses[chosen] == "calibrated",
+            runner_up=_vouched(reading.runner_up, view),
+            rival=_vouched(reading.agreed_rival, view),
         )
+
+
+def _vouched(name: str | None, view: MenuView) -> str | None:
+    return name if name is not None and view.statuses[name] == "calibrated" else None
 
 
 def told_menu(menu: Menu, profile: Profile) -> Menu:

@@ -13,6 +13,7 @@ from torch import Tensor
 from toolguard.calibration.splits import Split
 from toolguard.guard.errors import ShapeError
 from toolguard.guard.readout import Readout, margins, top_gaps
+from toolguard.guard.signals import ACTIVATION, ACTIVATION_GAP, ENTROPY, LOGPROB
 
 Floats = NDArray[np.float64]
 Booleans = NDArray[np.bool_]
@@ -30,6 +31,7 @@ class LabelledCall:
         chosen: position in `tools` of the model's own choice.
         right: positions in `tools` that count as right.
         logprob_margin: natural log; +inf on a menu of one tool.
+        entropy: of the model's distribution over the menu, in nats.
     """
 
     record_id: str
@@ -39,6 +41,7 @@ class LabelledCall:
     chosen: int
     right: frozenset[int]
     logprob_margin: float
+    entropy: float
 
     @property
     def wrong(self) -> bool:
@@ -149,6 +152,19 @@ def wrong_of(calls: Iterable[LabelledCall]) -> Booleans:
 def logprob_margins_of(calls: Iterable[LabelledCall]) -> Floats:
     """Return (calls,) log-prob margins."""
     return np.array([call.logprob_margin for call in calls], dtype=np.float64)
+
+
+def signals_of(calls: Sequence[LabelledCall], readings: Readings) -> dict[str, Floats]:
+    """Return each signal as (calls,), larger is safer, as `guard.signals` reads it at run time.
+
+    A call without a reading counts nowhere; zero keeps its place without a NaN.
+    """
+    return {
+        LOGPROB: logprob_margins_of(calls),
+        ACTIVATION: np.nan_to_num(readings.margin, nan=0.0, posinf=np.inf, neginf=-np.inf),
+        ENTROPY: np.array([-call.entropy for call in calls], dtype=np.float64),
+        ACTIVATION_GAP: np.nan_to_num(readings.gap, nan=0.0, posinf=np.inf, neginf=-np.inf),
+    }
 
 
 def places_of(calls: Sequence[LabelledCall], split: Split) -> list[int]:

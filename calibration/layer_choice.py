@@ -6,6 +6,7 @@ Source: docs/decisions/0005-fitting.md.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -92,6 +93,7 @@ class LayerChoice:
         readings: out-of-fold readings of the chosen one; rows are all calls, NaN outside `fit`.
         candidates: every candidate's result.
         folds: number of folds.
+        without_fold: for each fold, the readings of the candidate that is best on all others.
     """
 
     layer: int
@@ -100,6 +102,7 @@ class LayerChoice:
     readings: Readings
     candidates: tuple[CandidateResult, ...]
     folds: int
+    without_fold: tuple[Readings, ...]
 
 
 def assign_folds(items: Sequence[SplitItem], folds: int, seed: int) -> dict[str, int]:
@@ -172,39 +175,61 @@ def choose_layer(
     fitted = places_of(calls, "fit")
     wrong = wrong_of(calls[place] for place in fitted)
     criterion: Criterion = "auroc" if wrong.sum() >= FEWEST_ERRORS else "readout_accuracy"
+    folds = 1 + max(calls[place].fold for place in fitted)
+    others = [[p for p in fitted if calls[p].fold != fold] for fold in range(folds)]
     results: list[CandidateResult] = []
-    best: tuple[tuple[float, int, int], CandidateResult, Readings] | None = None
+    best = _Best()
+    best_without = [_Best() for _ in others]
     for layer in layers:
         found = _out_of_fold(calls, layer_pass, layer, names, min_examples)
         for order, variant in enumerate(VARIANTS):
             readings = found[variant]
-            result = _result(layer, variant, readings, fitted, calls)
-            results.append(result)
-            rank = _rank(result, criterion, abs(layer - (blocks - 2)), order)
-            if isinstance(readings, Readings) and (best is None or rank > best[0]):
-                best = (rank, result, readings)
+            nearness = (-abs(layer - (blocks - 2)), -order)
+            results.append(_result(layer, variant, readings, fitted, calls))
+            if isinstance(readings, str):
+                continue
+            best.offer(results[-1], criterion, nearness, readings)
+            for rest, own in zip(others, best_without, strict=True):
+                own.offer(
+                    _result(layer, variant, readings, rest, calls), criterion, nearness, readings
+                )
         on_layer(layer)
-    if best is None:
+    if best.result is None or best.readings is None:
         raise CalibrationError(
             f"no layer gives a readout: {results[0].fault if results else 'none was read'}",
             hint="give more records",
         )
     return LayerChoice(
-        layer=best[1].layer,
-        variant=best[1].variant,
+        layer=best.result.layer,
+        variant=best.result.variant,
         criterion=criterion,
-        readings=best[2],
+        readings=best.readings,
         candidates=tuple(results),
-        folds=1 + max(calls[place].fold for place in fitted),
+        folds=folds,
+        without_fold=tuple(own.readings for own in best_without if own.readings is not None),
     )
 
 
-def _rank(
-    result: CandidateResult, criterion: Criterion, distance: int, order: int
-) -> tuple[float, int, int]:
-    rate = result.auroc if criterion == "auroc" else result.accuracy
-    value = -1.0 if rate.value is None else round(rate.value, 9)
-    return (value, -distance, -order)
+@dataclass(slots=True, eq=False)
+class _Best:
+    """The best candidate so far; ties go to the one that is nearer the default."""
+
+    rank: tuple[float, int, int] = (-math.inf, 0, 0)
+    result: CandidateResult | None = None
+    readings: Readings | None = None
+
+    def offer(
+        self,
+        result: CandidateResult,
+        criterion: Criterion,
+        nearness: tuple[int, int],
+        readings: Readings,
+    ) -> None:
+        """Keep this candidate if it is better."""
+        rate = result.auroc if criterion == "auroc" else result.accuracy
+        rank = (-1.0 if rate.value is None else round(rate.value, 9), *nearness)
+        if rank > self.rank:
+            self.rank, self.result, self.readings = rank, result, readings
 
 
 def _result(

@@ -22,6 +22,7 @@ from toolguard.guard.rate import Rate, undetermined, wilson
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 RankingMetric = Literal["auroc", "aurc"]
+RANKING_METRICS: tuple[RankingMetric, ...] = ("auroc", "aurc")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -183,10 +184,19 @@ def calibration_error(probability: ArrayLike, wrong: ArrayLike, bins: int = 10) 
     values, labels = checked_outcomes(probability, wrong)
     if not len(values):
         return None
-    edges = np.quantile(values, np.linspace(0, 1, bins + 1)[1:-1], method="lower")
-    groups = np.searchsorted(edges, values, side="left")
-    gaps = np.bincount(groups, weights=values - labels, minlength=bins)
+    gaps = np.bincount(equal_mass_groups(values, bins), weights=values - labels, minlength=bins)
     return float(np.abs(gaps).sum() / len(values))
+
+
+def equal_mass_groups(values: Floats, bins: int) -> Integers:
+    """Return (rows,) the bin of each value, of about equally many each; equal values share one.
+
+    Args:
+        values: (rows,) not empty.
+        bins: most bins, numbered from 0 by rising value; with many ties some are empty.
+    """
+    edges = np.quantile(values, np.linspace(0, 1, bins + 1)[1:-1], method="lower")
+    return np.searchsorted(edges, values, side="left").astype(np.int64)
 
 
 def brier(probability: ArrayLike, wrong: ArrayLike) -> float | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -20,16 +20,39 @@ from toolguard.guard.trie import ROOT, NameTrie, branch_log_probs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class FirstBranch:
+    """The first place on the chosen name's path where another name of the menu parts from it.
+
+    Args:
+        at_decision: whether that is the decision token itself; else all names share tokens first.
+        token_ids: (children,) int64, the tokens that may follow there.
+        log_probs: (children,) float64 on the CPU, renormalised over them.
+        chosen: place of the chosen name's token among them.
+    """
+
+    at_decision: bool
+    token_ids: Tensor
+    log_probs: Tensor
+    chosen: int
+
+    def detached(self) -> FirstBranch:
+        """Return a copy that shares no memory with the pass it was read in."""
+        return replace(self, log_probs=self.log_probs.clone())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class NameChoice:
     """What the model would call.
 
     Args:
         chosen: index of the name the greedy walk ends at.
         scores: (names,) float32 on the CPU, as `NameTrie.scores_after` defines them.
+        branch: where the names first part; None on a menu of one name.
     """
 
     chosen: int
     scores: Tensor
+    branch: FirstBranch | None
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -126,5 +149,19 @@ def _choice(walker: _Walker) -> NameChoice:
     if name is None:
         raise ReadoutError(f"node {walker.node} ends no name", node=walker.node)
     return NameChoice(
-        chosen=walker.trie.names.index(name), scores=walker.trie.scores_after(walker.visited)
+        chosen=walker.trie.names.index(name),
+        scores=walker.trie.scores_after(walker.visited),
+        branch=_first_branch(walker),
+    )
+
+
+def _first_branch(walker: _Walker) -> FirstBranch | None:
+    if not walker.visited:
+        return None
+    node, log_probs = next(iter(walker.visited.items()))  # in the order of the walk
+    return FirstBranch(
+        at_decision=node == ROOT,
+        token_ids=walker.trie.child_ids(node),
+        log_probs=log_probs,
+        chosen=int(log_probs.argmax()),
     )

@@ -13,6 +13,7 @@ from typing import Literal
 
 from toolguard.guard.policy import Policy, ToolPolicy, ToolRuling, is_glob
 from toolguard.guard.profile import Profile, ToolStatus
+from toolguard.guard.profile_meta import Correction
 from toolguard.guard.tools import Menu, Tool
 
 ProblemKind = Literal["contradiction", "dead", "unknown"]
@@ -64,7 +65,8 @@ def effective_rules(
         ruling = policy.ruling(name)
         status = statuses.get(name, "unknown")
         threshold = profile.threshold(ruling.risk_target)
-        effect = "; ".join(_effects(policy, name, ruling, status, threshold))
+        offered = profile.meta.correction
+        effect = "; ".join(_effects(policy, name, ruling, status, threshold, offered=offered))
         rules.append(
             EffectiveRule(
                 tool=name, ruling=ruling, status=status, threshold=threshold, effect=effect
@@ -82,18 +84,27 @@ _RULED = {"deny": "never runs", "confirm": "a person confirms", "allow": "always
 
 
 def _effects(
-    policy: Policy, name: str, ruling: ToolRuling, status: ToolStatus, threshold: float | None
+    policy: Policy,
+    name: str,
+    ruling: ToolRuling,
+    status: ToolStatus,
+    threshold: float | None,
+    *,
+    offered: Correction | None,
 ) -> Iterator[str]:
+    doubtful: str = ruling.doubtful
+    if doubtful == "correct":
+        doubtful = f"correct ({offered or 'veto: the profile offers nothing that helps'})"
     if ruling.rule != "judge":
         yield _RULED[ruling.rule]
     elif status != "calibrated":
         # As guard.verdict does it: an untrusted reading never redirects.
-        action = "veto" if ruling.doubtful == "redirect" else ruling.doubtful
+        action = "veto" if ruling.doubtful in {"redirect", "correct"} else ruling.doubtful
         yield f"{status}: {_RULED.get(policy.uncalibrated, action)}"
     elif threshold is None:
-        yield f"no P(wrong) is allowed at this risk target: {ruling.doubtful}"
+        yield f"no P(wrong) is allowed at this risk target: {doubtful}"
     else:
-        yield f"runs up to P(wrong) {threshold:.4f}, else {ruling.doubtful}"
+        yield f"runs up to P(wrong) {threshold:.4f}, else {doubtful}"
     listed = policy.tool_policy(name)
     if listed is not None and ruling.rule != "deny":
         yield from _conditions(listed)
@@ -210,7 +221,7 @@ def _redirect_problems(
     if listed.redirects is None:
         return
     where, tier = f"tools.{key}.redirects", policy.tiers[listed.tier]
-    redirecting = (listed.doubtful or tier.doubtful) == "redirect"
+    redirecting = (listed.doubtful or tier.doubtful) in {"redirect", "correct"}
     if not redirecting or (listed.rule or tier.rule or "judge") != "judge":
         yield _dead(where, "no call of this tool is redirected")
         return

@@ -25,6 +25,7 @@ _BEYOND_EVIDENCE: frozenset[Reason] = frozenset(
         *("no_record", "edited", "unread", "not_on_menu"),
     }
 )
+_NO_CALL: frozenset[Reason] = frozenset({"should_answer", "should_ask"})
 _PERSONS_ANSWER: frozenset[Reason] = frozenset({"approved_by_person", "refused_by_person"})
 
 
@@ -42,6 +43,7 @@ class _Evidence(_Recorded):
     threshold: float | None = None
     status: ToolStatus = "unknown"
     fault: str = ""
+    no_call: Mapping[str, float] = {}
     candidates: Mapping[str, tuple[_Candidate, ...]] = {}
 
 
@@ -106,13 +108,17 @@ class PolicyReplay:
     Args:
         policy: to try.
         profile: for the thresholds of the policy's risk targets and for who may replace whom;
-            without it thresholds are as recorded, and every rival counts as calibrated.
+            without it thresholds are as recorded, every rival counts as calibrated, and a call that
+            was found needless still is.
     """
 
     def __init__(self, policy: Policy, profile: Profile | None = None) -> None:
         self.policy = policy
         self._threshold: Callable[[float | None], float | None] | None = None
         self._statuses: dict[str, ToolStatus] | None = None
+        self._correction = profile.meta.correction if profile else None
+        self._judges_openings = policy.call_or_answer == "judge"
+        self._no_call_limits = profile.no_call_limits if profile else None
         if profile is not None:
             self._threshold = profile.threshold
             self._statuses = {tool.name: tool.status for tool in profile.meta.tools}
@@ -131,11 +137,15 @@ class PolicyReplay:
         )
         verdict = self._verdict(record)
         going = verdict is None or verdict.action in EXECUTING or verdict.action == "confirm"
-        kept = going and record.reason in _BEYOND_EVIDENCE
+        kept = going and record.reason in self._beyond_evidence()
         if verdict is None or kept:
             verdict = Verdict(record.proposed, record.reason, record.detail, record.target)
         would = self._outcome(verdict, was)
         return Replayed(tool=record.tool, was=was, would=would, kept=kept)
+
+    def _beyond_evidence(self) -> frozenset[Reason]:
+        needless = self._judges_openings and self._no_call_limits is None
+        return _BEYOND_EVIDENCE | _NO_CALL if needless else _BEYOND_EVIDENCE
 
     def _outcome(self, verdict: Verdict, was: Outcome) -> Outcome:
         if verdict.action == "confirm" and was.reason in _PERSONS_ANSWER:
@@ -165,6 +175,10 @@ class PolicyReplay:
             if self._statuses is None
             else self._statuses,
             steered_to=record.target if record.action == "steer" else None,
+            correction=self._correction,
+            no_call_limits=self._no_call_limits(ruling.risk_target)
+            if self._no_call_limits and self._judges_openings
+            else {},
         )
         try:
             return judge.verdict(reading)
@@ -189,6 +203,7 @@ def _reading(record: _Record, chosen: str) -> Reading:
         },
         status=evidence.status,
         p_wrong=evidence.p_wrong,
+        no_call=evidence.no_call,
         fault=evidence.fault or (record.detail if record.reason == "fault" else ""),
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy as np
 from toolguard.calibration.fit_input import CollectedCalls, FitOptions
 from toolguard.calibration.labelled_calls import Booleans, Floats, places_of, wrong_of
 from toolguard.calibration.metrics import (
+    RANKING_METRICS,
     aurc,
     auroc,
     brier,
@@ -22,6 +24,7 @@ from toolguard.calibration.risk import RiskThreshold, measure_risk
 from toolguard.calibration.splits import SPLITS
 from toolguard.guard.distribution import Distribution
 from toolguard.guard.rate import Rate, undetermined, wilson
+from toolguard.guard.signals import ALWAYS_READ, LOGPROB
 
 _RESAMPLES = 500
 
@@ -94,18 +97,16 @@ def risk_metrics(
     return rows
 
 
-def activation_gain(
-    combined: Floats, logprob: Floats, wrong: Booleans, seed: int
-) -> dict[str, Any]:
-    """Return AURC(combined) - AURC(logprob), paired on the same calls, and what it means in words.
+def activation_gain(both: Floats, logprob: Floats, wrong: Booleans, seed: int) -> dict[str, Any]:
+    """Return AURC(both) - AURC(logprob), paired on the same calls, and what it means in words.
 
     Args:
-        combined: (calls,) P(wrong) from both signals.
+        both: (calls,) P(wrong) from log-prob and activation.
         logprob: (calls,) risk by log-probability alone.
         wrong: (calls,) outcomes.
         seed: of the bootstrap.
     """
-    difference = paired_difference("aurc", combined, logprob, wrong, seed=seed)
+    difference = paired_difference("aurc", both, logprob, wrong, seed=seed)
     return {"aurc_difference": difference.to_dict(), "words": _gain_in_words(difference)}
 
 
@@ -119,10 +120,29 @@ def _gain_in_words(difference: Rate) -> str:
     return "log-prob suffices: adding the activation makes no difference that these calls show"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ProfileRisks:
+    """What the calibrators of a profile say of all calls; arrays (calls,).
+
+    Args:
+        wrong: P(wrong) from the profile's own signals.
+        both: P(wrong) from log-prob and activation, whatever the profile uses.
+        signals: the profile's own.
+    """
+
+    wrong: Floats
+    both: Floats
+    signals: tuple[str, ...]
+
+    def read(self, margins: Mapping[str, Floats]) -> dict[str, Floats]:
+        """Return the signals that the guard reads at run time: always read, or used."""
+        return {name: margins[name] for name in dict.fromkeys((*ALWAYS_READ, *self.signals))}
+
+
 def profile_metrics(
     collected: CollectedCalls,
     fitted: FittedReadout,
-    probability: Floats,
+    risks: ProfileRisks,
     thresholds: Sequence[RiskThreshold],
     options: FitOptions,
 ) -> dict[str, Any]:
@@ -131,12 +151,12 @@ def profile_metrics(
     Args:
         collected: what was fitted to.
         fitted: the readout.
-        probability: (calls,) P(wrong) from both signals.
+        risks: what the calibrators say.
         thresholds: one a target.
         options: what the user chose.
     """
-    calls = collected.calls
-    margins = fitted.margins(calls)
+    calls, probability = collected.calls, risks.wrong
+    margins = risks.read(fitted.margins(calls))
     test = places_of(calls, "test")
     wrong = wrong_of(calls)
     select = fitted.trusted_places(calls, "select")
@@ -145,7 +165,7 @@ def profile_metrics(
         "choice": {**fitted.choice, "shrinkage": fitted.built.shrinkage},
         "errors": {split: int(wrong[places_of(calls, split)].sum()) for split in SPLITS},
         "select": activation_gain(
-            probability[select], -margins["logprob"][select], wrong[select], options.seed
+            risks.both[select], -margins[LOGPROB][select], wrong[select], options.seed
         ),
         "test": {
             "accuracy": {
@@ -160,6 +180,16 @@ def profile_metrics(
                 wrong[test],
                 options.seed,
             ),
+            "against_logprob": {
+                metric: paired_difference(
+                    metric,
+                    probability[test],
+                    -margins[LOGPROB][test],
+                    wrong[test],
+                    seed=options.seed,
+                ).to_dict()
+                for metric in RANKING_METRICS
+            },
             **_guarded_metrics(collected, fitted, probability, thresholds, options),
             "distributions": _distributions(
                 {**margins, "p_wrong": probability}, fitted.trusted_places(calls, "test")

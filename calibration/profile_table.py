@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from toolguard.calibration.answering.gate_table import gate_lines
+from toolguard.calibration.rate_text import rate_text
 from toolguard.guard.profile import Profile
 from toolguard.guard.profile_meta import ProfileMeta
 
@@ -27,7 +29,9 @@ def profile_table(profile: Profile, *, decision_token: str) -> list[str]:
         "",
         *_risk(meta),
         "",
-        *_activation(meta),
+        *gate_lines(meta.call_or_answer),
+        *_signals(meta),
+        *_correction(meta),
         *_uncalibrated(meta),
         *(_row("warning", words) for words in meta.metrics["warnings"]),
     ]
@@ -126,13 +130,39 @@ def _risk(meta: ProfileMeta) -> list[str]:
     return lines
 
 
-def _activation(meta: ProfileMeta) -> list[str]:
-    select = meta.metrics["select"]
-    words = _row("activation", select["words"])
-    difference = select["aurc_difference"]
-    if difference["value"] is None:
-        return [words]
-    return [words, _row("", f"(AURC difference {_signed(difference)} on the select split)")]
+def _signals(meta: ProfileMeta) -> list[str]:
+    """Return which signals P(wrong) uses, and what adding each one did in cross-validation."""
+    choice = meta.metrics["signals"]
+    lines = [_row("signals", choice["uses"]), _row("", choice["words"])]
+    if choice["tried"]:
+        lines.append(f"  {'with':<14} {'AURC (below 0 is better)':<34}AUROC (above 0 is better)")
+    for tried in choice["tried"]:
+        cells = [_signed(tried[f"{metric}_difference"]) for metric in ("aurc", "auroc")]
+        kept = "  kept" if tried["kept"] else ""
+        lines.append(f"  + {tried['signal']:<14} {cells[0]:<32}{cells[1]}{kept}")
+    check = meta.metrics["select"]["aurc_difference"]
+    if check["value"] is not None:
+        lines.append(
+            f"  (the activation on the select split, which chose nothing: {_signed(check)})"
+        )
+    return lines
+
+
+def _correction(meta: ProfileMeta) -> list[str]:
+    """Return what turning doubtful calls into others fixed and broke on the select split."""
+    found = meta.metrics.get("correction")
+    if found is None:
+        return []
+    helps = found["helps"]
+    words = f"{helps} helps" if helps else "no correction helps: doubtful calls are better stopped"
+    lines = [_row("correction", words)]
+    for name, method in found["methods"].items():
+        tool = method["tool"]
+        if name != "keep" and tool["net"]["value"] is not None:
+            net = f"net gain {_signed(tool['net'])}"
+            counts = f"{tool['fixed']} fixed, {tool['broken']} broken of {found['n']} doubtful"
+            lines.append(_row("", f"({name}: {counts}, {net} on the select split)"))
+    return lines
 
 
 def _signed(value: Mapping[str, Any]) -> str:
@@ -147,10 +177,3 @@ def _uncalibrated(meta: ProfileMeta) -> list[str]:
 def _listed(names: Sequence[str]) -> str:
     more = len(names) - _SHOWN_TOOLS
     return ", ".join(names[:_SHOWN_TOOLS]) + (f" and {more} more" if more > 0 else "")
-
-
-def rate_text(value: Mapping[str, Any]) -> str:
-    """Return a rate as `0.912 [0.900, 0.921]`, or `-` if it is undetermined."""
-    if value["value"] is None:
-        return "-"
-    return f"{value['value']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"

@@ -83,12 +83,14 @@ class Prompt:
         offered: the menu in the prompt.
         trie: token paths of the menu's names from the decision token on.
         suffix: (tokens,) int32, not empty; the last one is the decision token.
+        prefix_ids: the last tokens of it, which open the call; see `decision_token.NameTokens`.
     """
 
     record: Record
     offered: OfferedMenu
     trie: NameTrie
     suffix: Ids
+    prefix_ids: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -180,12 +182,22 @@ class PromptWriter:
                 offered=self.offer(record),
                 trie=paths.trie,
                 suffix=ids[length:].copy(),
+                prefix_ids=paths.prefix_ids,
             )
             for record, paths, ids in rows
         )
         return PromptGroup(
             shared=rows[0][2][:length].copy() if rows else as_ids(()), prompts=prompts
         )
+
+    def trie(self, record: Record) -> NameTrie:
+        """Return the token paths of the names on the record's menu.
+
+        Raises:
+            ConfigError: as `text`, or if the format cannot carry a name.
+        """
+        names = self.offer(record).menu.names
+        return self._paths.get(names, lambda: self._make_paths(names, self.text(record))).trie
 
     def text(self, record: Record) -> str:
         """Return the record's rendered prompt, an opened thought closed.
@@ -223,13 +235,13 @@ class PromptWriter:
         return rows
 
     def _name_paths(self, names: tuple[str, ...], context: str) -> NamePaths:
-        def make() -> NamePaths:
-            tokens = name_tokens(self._tokenizer, self._wire, names, context)
-            longest = max(len(path) for path in tokens.paths.values())
-            trie = NameTrie(tokens.paths)
-            return NamePaths(prefix_ids=tokens.prefix_ids, trie=trie, longest=longest)
+        return self._paths.get(names, lambda: self._make_paths(names, context))
 
-        return self._paths.get(names, make)
+    def _make_paths(self, names: tuple[str, ...], context: str) -> NamePaths:
+        tokens = name_tokens(self._tokenizer, self._wire, names, context)
+        longest = max(len(path) for path in tokens.paths.values())
+        trie = NameTrie(tokens.paths)
+        return NamePaths(prefix_ids=tokens.prefix_ids, trie=trie, longest=longest)
 
     def _shared_text(self, record: Record) -> SharedText | None:
         menu = self.offer(record).menu

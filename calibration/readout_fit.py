@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from torch import Tensor
 
 from toolguard.calibration.fit_input import CollectedCalls, FitOptions
@@ -19,8 +18,8 @@ from toolguard.calibration.labelled_calls import (
     Floats,
     LabelledCall,
     Readings,
-    logprob_margins_of,
     places_of,
+    signals_of,
 )
 from toolguard.calibration.layer_choice import LayerChoice, ReadoutVariant, choose_layer
 from toolguard.calibration.splits import Split
@@ -46,6 +45,7 @@ class FittedReadout:
         readings: of all calls, by readouts that were made without the call; NaN where none was.
         choice: how layer and variant were chosen, JSON-ready.
         counts: (tools,) int64 calls behind each mean.
+        without_fold: see `LayerChoice`; empty if nothing was chosen.
     """
 
     layer: int
@@ -54,6 +54,7 @@ class FittedReadout:
     readings: Readings
     choice: dict[str, Any]
     counts: Tensor
+    without_fold: tuple[Readings, ...] = ()
 
     def trusted_places(self, calls: Sequence[LabelledCall], split: Split) -> list[int]:
         """Return the calls of one split whose chosen tool is calibrated: the guard reads no others.
@@ -64,15 +65,16 @@ class FittedReadout:
         return [place for place in places_of(calls, split) if calibrated[calls[place].tool]]
 
     def margins(self, calls: Sequence[LabelledCall]) -> dict[str, Floats]:
-        """Return (calls,) margins of both signals; 0 for the activation where there is no reading.
+        """Return each signal as (calls,), from held-out readings; see `signals_of`."""
+        return signals_of(calls, self.readings)
 
-        A call without a held-out reading counts nowhere; zero keeps its place without a NaN.
+    def nested_margins(self, calls: Sequence[LabelledCall], fold: int) -> dict[str, Floats]:
+        """Return the signals as if layer and readout had been chosen without the calls of `fold`.
+
+        What is measured on that fold then owes nothing to the choice among many candidates. The
+        preset chooses nothing, so its readings are the same for all folds.
         """
-        own = self.readings.margin
-        return {
-            "logprob": logprob_margins_of(calls),
-            "activation": np.where(np.isnan(own), 0.0, own),
-        }
+        return signals_of(calls, self.without_fold[fold] if self.without_fold else self.readings)
 
 
 def fit_readout(
@@ -111,6 +113,7 @@ def _fit_own(
         wanted=[place for place, call in enumerate(calls) if call.split == "fit"],
         readings=choice.readings,
         choice=_choice_to_dict(choice),
+        without_fold=choice.without_fold,
     )
 
 
@@ -168,6 +171,7 @@ def _build(
     wanted: Sequence[int],
     readings: Readings,
     choice: dict[str, Any],
+    without_fold: tuple[Readings, ...] = (),
 ) -> FittedReadout:
     """Return the final readout, with its readings of every call it was not made from."""
     calls, used = collected.calls, frozenset(wanted)
@@ -190,4 +194,5 @@ def _build(
         readings=readings,
         choice=choice,
         counts=statistics.counts,
+        without_fold=without_fold,
     )

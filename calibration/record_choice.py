@@ -39,6 +39,12 @@ class ChosenRecords:
             if record.id in wanted:
                 yield record if self.menu is None else _with_tools(record, self.menu)
 
+    def without_call(self) -> Iterator[Record]:
+        """Yield the data's records in which no tool should be called, under the menu asked for."""
+        for record in self.dataset:
+            if record.call is None:
+                yield record if self.menu is None else _with_tools(record, self.menu)
+
 
 def choose_records(
     dataset: Dataset, *, menu: Menu | None = None, limit: int | None = None, seed: int = 0
@@ -66,7 +72,7 @@ def choose_records(
             items.append(SplitItem.of(record))
     if limit is not None and len(items) > limit:
         counts["beyond_limit"] = len(items) - limit
-        kept = _drawn_ids([item.id for item in items], limit, seed)
+        kept = drawn_ids([item.id for item in items], limit, seed)
         items = [item for item in items if item.id in kept]
     if not items:
         raise DatasetError(
@@ -82,11 +88,12 @@ def sample_records(dataset: Dataset, limit: int | None, seed: int = 0) -> Iterab
     """Return the records, or `limit` of them drawn by id and seed, whatever their order."""
     if limit is None:
         return dataset
-    kept = _drawn_ids([record.id for record in dataset], limit, seed)
+    kept = drawn_ids([record.id for record in dataset], limit, seed)
     return (record for record in dataset if record.id in kept)
 
 
-def _drawn_ids(ids: Sequence[str], limit: int, seed: int) -> frozenset[str]:
+def drawn_ids(ids: Sequence[str], limit: int, seed: int) -> frozenset[str]:
+    """Return `limit` of the ids; which ones depends on them and the seed, not on their order."""
     return frozenset(sorted(ids, key=lambda record_id: _draw(record_id, seed))[:limit])
 
 

@@ -118,10 +118,7 @@ def choose_threshold(
     else:
         sequence = sorted({float(threshold) for threshold in thresholds})
     steps = _count(sequence, scores, labels)
-    best = last_rejected(
-        np.array([_p_value(step, target) for step in steps]),
-        _budget_shares(len(steps), starts) * budget,
-    )
+    best = last_rejected(_p_values(steps, target), _budget_shares(len(steps), starts) * budget)
     return _result(
         None if best is None else steps[best], len(scores), len(steps), target, confidence
     )
@@ -223,9 +220,11 @@ def _count(sequence: Sequence[float], scores: Floats, labels: NDArray[np.bool_])
     ]
 
 
-def _p_value(step: _Step, target: float) -> float:
-    """Return the chance of so few errors at an error rate of `target`; 1 without a call."""
-    return float(binom.cdf(step.wrong, step.accepted, target)) if step.accepted else 1.0
+def _p_values(steps: Sequence[_Step], target: float) -> Floats:
+    """Return each step's chance of so few errors at an error rate of `target`; 1 without a call."""
+    accepted = np.array([step.accepted for step in steps])
+    chance = binom.cdf([step.wrong for step in steps], accepted, target)
+    return np.where(accepted > 0, chance, 1.0)
 
 
 def _result(

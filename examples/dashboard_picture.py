@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import argparse
 import random
-import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import uvicorn
+from headless import open_browser, show_as
 from langchain.agents import create_agent
 from langchain_core.messages import HumanMessage
 from langchain_core.tools import BaseTool, StructuredTool
@@ -143,47 +143,20 @@ def served(store: AuditStore, agent: Any, profile: Path) -> Iterator[str]:
 
 def photograph(address: str, out: Path, *, every: bool) -> None:
     """Write pictures of the pages, taken by headless Chromium."""
-    from selenium import webdriver
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = shutil.which("chromium") or ""
-    with tempfile.TemporaryDirectory() as folder:
-        for flag in _flags(folder):
-            options.add_argument(flag)
-        service = webdriver.ChromeService(executable_path=shutil.which("chromedriver") or "")
-        browser = webdriver.Chrome(options=options, service=service)
-        try:
-            browser.get(address)
-            base = address.partition("/login")[0]
-            for theme in ("light", "dark") if every else ("light",):
-                media = [{"name": "prefers-color-scheme", "value": theme}]
-                browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": media})
-                for suffix, path in PAGES.items() if every else [("", "/")]:
-                    browser.get(base + path)
-                    name = f"{out.stem}{suffix}{'' if theme == 'light' else '-dark'}.png"
-                    browser.save_screenshot(str(out.with_name(name)))
-            if every:
-                browser.get(f"{base}/?verdict=ask")
-                browser.find_element("css selector", "a.row").click()
-                browser.save_screenshot(str(out.with_name(f"{out.stem}-call.png")))
-        finally:
-            browser.quit()
-
-
-def _flags(folder: str) -> Sequence[str]:
-    return (
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-quic",
-        "--no-first-run",
-        "--disable-background-networking",
-        "--disable-component-update",
-        "--disable-sync",
-        "--hide-scrollbars",
-        "--window-size=1320,900",
-        f"--user-data-dir={folder}",
-    )
+    flags = ("--hide-scrollbars", "--window-size=1320,900")
+    with tempfile.TemporaryDirectory() as folder, open_browser(Path(folder), *flags) as browser:
+        browser.get(address)
+        base = address.partition("/login")[0]
+        for theme in ("light", "dark") if every else ("light",):
+            show_as(browser, theme=theme)
+            for suffix, path in PAGES.items() if every else [("", "/")]:
+                browser.get(base + path)
+                name = f"{out.stem}{suffix}{'' if theme == 'light' else '-dark'}.png"
+                browser.save_screenshot(str(out.with_name(name)))
+        if every:
+            browser.get(f"{base}/?verdict=ask")
+            browser.find_element("css selector", "a.row").click()
+            browser.save_screenshot(str(out.with_name(f"{out.stem}-call.png")))
 
 
 if __name__ == "__main__":

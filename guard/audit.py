@@ -36,6 +36,7 @@ def decision_record(decision: Decision) -> dict[str, Any]:
         "margins": {signal: _finite(value) for signal, value in reading.margins.items()},
         "gaps": {signal: _finite(value) for signal, value in reading.gaps.items()},
         "candidates": {signal: _candidates(decision, signal) for signal in reading.scores},
+        "no_call": {kind: _finite(value) for kind, value in reading.no_call.items()},
         "status": reading.status,
         "fault": reading.fault,
         "position": reading.position,

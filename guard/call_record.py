@@ -19,6 +19,7 @@ _EVIDENCE = (
     "margins",
     "gaps",
     "candidates",
+    "no_call",
     "status",
     "fault",
     "latency_us",

@@ -5,13 +5,13 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
-from math import isinf
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from toolguard.guard.answer_gate import OpeningEvidence
 from toolguard.guard.arguments import ArgumentFinding, check_arguments
 from toolguard.guard.audit import log_decision
 from toolguard.guard.calibrator import Calibrator
@@ -19,7 +19,8 @@ from toolguard.guard.decision import EXECUTING, Decision, Reading, Reason
 from toolguard.guard.errors import ConfigError, ShapeError, ToolguardError
 from toolguard.guard.policy import Policy
 from toolguard.guard.profile import MenuView, Profile
-from toolguard.guard.readout import margin, top_gap
+from toolguard.guard.readout import top_gap
+from toolguard.guard.signals import ALWAYS_READ, read_signals
 from toolguard.guard.tools import Tool, ToolCall
 from toolguard.guard.verdict import NOT_ON_MENU, Judge, Verdict, verdict_by_rule
 
@@ -37,6 +38,8 @@ class Evidence:
         logprob: (tools,) whole-name log-probabilities in menu order, float32; None if not read.
         steered_to: tool the hidden state was pushed towards at the decision token, if any.
         position: index of the decision token.
+        opening: what was read where the turn's first call could start; None if this is a later
+            call, the caller began it, or the profile has no use for it.
         fault: why something is missing; empty if nothing is.
     """
 
@@ -45,6 +48,7 @@ class Evidence:
     logprob: Tensor | None = None
     steered_to: str | None = None
     position: int = -1
+    opening: OpeningEvidence | None = None
     fault: str = ""
 
 
@@ -69,6 +73,9 @@ class Guard:
         self._ruling = lru_cache(maxsize=_NAMES)(policy.ruling)
         self._threshold = lru_cache(maxsize=_NAMES)(partial(_threshold, profile, policy))
         self._calibrator = Calibrator.from_dict(profile.meta.calibrator) if profile else None
+        used = profile.meta.signals if profile else ()
+        self._signals = tuple(dict.fromkeys((*ALWAYS_READ, *used)))
+        self._gate = profile.gate if profile else None
 
     @classmethod
     def load(
@@ -143,11 +150,8 @@ class Guard:
         margins: dict[str, float] = {}
         if evidence.chosen in view.names:
             at = view.names.index(evidence.chosen)
-            margins = {
-                signal: value
-                for signal, values in scores.items()
-                if (value := _margin(values, at)) is not None
-            }
+            margins = read_signals(scores, at, self._signals)
+        no_call, fault = self._no_call(evidence.opening)
         return Reading(
             menu=view.names,
             chosen=evidence.chosen,
@@ -156,7 +160,8 @@ class Guard:
             gaps={signal: top_gap(values) for signal, values in scores.items()},
             status=view.statuses.get(evidence.chosen, "unknown"),
             p_wrong=self._p_wrong(margins),
-            fault=evidence.fault,
+            no_call=no_call,
+            fault=evidence.fault or fault,
             position=evidence.position,
         )
 
@@ -178,6 +183,20 @@ class Guard:
         if calibrator is None or any(signal not in margins for signal in calibrator.features):
             return None
         return calibrator.probability({signal: margins[signal] for signal in calibrator.features})
+
+    @property
+    def judges_openings(self) -> bool:
+        """Whether a call may be closed because there should be none."""
+        return self._gate is not None and self.policy.call_or_answer == "judge"
+
+    def _no_call(self, opening: OpeningEvidence | None) -> tuple[dict[str, float], str]:
+        """Return what the profile's gate says of an opening, and why it cannot be judged."""
+        if self._gate is None or opening is None:
+            return {}, ""
+        try:
+            return self._gate.read(opening), ""
+        except ToolguardError as error:
+            return {}, fault_text(error) if self.judges_openings else ""
 
     def steering_direction(self, hidden: Tensor, view: MenuView) -> tuple[str, Tensor] | None:
         """Return (target, vector to add) if the policy steers this hidden state, else None.
@@ -223,8 +242,40 @@ class Guard:
             threshold=self._threshold(reading.chosen),
             statuses=view.statuses,
             steered_to=steered_to,
+            correction=self.profile.meta.correction if self.profile else None,
+            no_call_limits=self.profile.no_call_limits(self._ruling(reading.chosen).risk_target)
+            if self.profile and self.judges_openings
+            else {},
         )
         return judge.verdict(reading)
+
+    def answered(self, decision: Decision, picked: str) -> Decision:
+        """Return the decision after the model was asked between two tools, written to the log.
+
+        Args:
+            decision: whose `asks` is set.
+            picked: the tool or the target; anything else closes the call.
+        """
+        asked = "asked again with the best two tools alone, the model"
+        if picked == decision.target:
+            detail = f"{decision.detail}; {asked} took the other one"
+            return self.record(replace(decision, asks=False, detail=detail))
+        if picked != decision.tool:
+            return self.record(_closed(decision, "the answer is neither of the two tools"))
+        return self.record(
+            replace(
+                decision,
+                action="allow",
+                proposed="allow",
+                target=None,
+                asks=False,
+                detail=f"{decision.detail}; {asked} kept its choice",
+            )
+        )
+
+    def unanswered(self, decision: Decision, error: ToolguardError) -> Decision:
+        """Return and log the decision that closes a call about which the model cannot be asked."""
+        return self.record(_closed(decision, fault_text(error)))
 
     def check_arguments(self, decision: Decision, call: ToolCall, tool: Tool) -> Decision:
         """Return the decision after a look at the call's arguments, written to the log if changed.
@@ -277,6 +328,7 @@ class Guard:
             reading=reading,
             threshold=self._threshold(reading.chosen),
             target=None if opened else verdict.target,
+            asks=verdict.asks and not opened,
             latency_us=latency_us,
         )
         return self.record(decision)
@@ -329,15 +381,6 @@ def _closed(decision: Decision, detail: str) -> Decision:
         threshold=decision.threshold,
         latency_us=decision.latency_us,
     )
-
-
-def _margin(scores: Tensor, at: int) -> float | None:
-    """Return the margin, or None if this signal does not compare the tool with another one."""
-    if not bool(torch.isfinite(scores[at])):
-        return None
-    value = margin(scores, at)
-    # Rivals the profile never met score -inf; to lead them by +inf means nothing.
-    return None if isinf(value) and len(scores) > 1 else value
 
 
 def fault_text(error: ToolguardError) -> str:

@@ -11,7 +11,6 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
-from toolguard.guard.decision import Action
 from toolguard.guard.errors import ConfigError
 from toolguard.guard.policy_file import read_policy_file
 from toolguard.guard.policy_presets import TIERS, PresetName, expand
@@ -19,6 +18,7 @@ from toolguard.guard.policy_sections import (
     AuditPolicy,
     Budget,
     Count,
+    Doubtful,
     Mode,
     RiskTarget,
     Rule,
@@ -61,7 +61,7 @@ class ToolRuling:
     key: str | None
     tier: str
     rule: Rule
-    doubtful: Action
+    doubtful: Doubtful
     risk_target: float | None
 
     @property
@@ -91,6 +91,10 @@ class Policy(Section):
 
     uncalibrated: Rule = "deny"
     """Rule for tools the profile cannot vouch for: too few examples, changed, or unknown."""
+
+    call_or_answer: Literal["judge", "record"] = "judge"
+    """Whether a call is doubtful where the profile says that an answer or a question should stand
+    in its place; `record` only notes it."""
 
     unknown_arguments: Literal["allow", "deny"] = "allow"
     """Whether a call may carry an argument that neither the tool's schema nor the policy names."""
@@ -189,10 +193,10 @@ class Policy(Section):
 
     @property
     def redirects(self) -> bool:
-        """Whether any doubtful call is turned into another tool's."""
-        return "redirect" in self._doubtful_actions()
+        """Whether any doubtful call may be turned into another tool's."""
+        return not self._doubtful_actions().isdisjoint(("redirect", "correct"))
 
-    def _doubtful_actions(self) -> set[Action | None]:
+    def _doubtful_actions(self) -> set[Doubtful | None]:
         return {
             *(tier.doubtful for tier in self.tiers.values()),
             *(tool.doubtful for tool in self.tools.values()),
@@ -223,8 +227,19 @@ class Policy(Section):
             tier=name_of_tier,
             rule=rule or tier.rule or "judge",
             doubtful=(listed.doubtful if listed else None) or tier.doubtful,
-            risk_target=self.risk_target if tier.risk_target is None else tier.risk_target,
+            risk_target=self.tier_target(name_of_tier),
         )
+
+    def tier_target(self, tier: str) -> float | None:
+        """Return the largest share of wrong calls wanted of a tier; None is the profile's own."""
+        own = self.tiers[tier].risk_target
+        return self.risk_target if own is None else own
+
+    @property
+    def risk_targets(self) -> tuple[float, ...]:
+        """Every target that it may ask a profile for, rising; each deserves its own threshold."""
+        asked = {self.risk_target, *map(self.tier_target, self.tiers)}
+        return tuple(sorted(target for target in asked if target is not None))
 
     def tier_of(self, name: str) -> str:
         """Return the tool's tier; a tool nobody listed counts to the most harmful one."""
@@ -234,7 +249,7 @@ class Policy(Section):
         """Return the static rule of the tool."""
         return self.ruling(name).rule
 
-    def doubtful_action(self, name: str) -> Action:
+    def doubtful_action(self, name: str) -> Doubtful:
         """Return what happens to a call of this tool when the evidence is not good enough."""
         return self.ruling(name).doubtful
 

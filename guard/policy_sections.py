@@ -12,6 +12,9 @@ from toolguard.guard.decision import Action
 
 Mode = Literal["monitor", "enforce"]
 Rule = Literal["judge", "allow", "deny", "confirm"]
+Doubtful = Literal[Action, "correct"]
+"""What a policy may want of a doubtful call: an action, or what calibration showed to help."""
+
 Stored = Literal["hmac", "plain"]
 """How the audit store keeps a text: as keyed digest, or readable."""
 
@@ -32,7 +35,7 @@ class TierPolicy(Section):
     risk_target: RiskTarget | None = None
     """Largest share of wrong calls among the allowed ones; by default the policy's."""
 
-    doubtful: Action = "veto"
+    doubtful: Doubtful = "veto"
     """Action when P(wrong) is above the threshold."""
 
     rule: Rule | None = None
@@ -58,7 +61,7 @@ class ToolPolicy(Section):
     rule: Rule | None = None
     """`judge` by the evidence, or always `allow`, `deny` or `confirm`; by default the tier's."""
 
-    doubtful: Action | None = None
+    doubtful: Doubtful | None = None
     """Action when P(wrong) is above the threshold; by default the tier's."""
 
     arguments: Mapping[str, Any] | None = None

@@ -13,6 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from toolguard.guard.answer_gate import AnswerGate, threshold_at
 from toolguard.guard.calibrator import Calibrator
 from toolguard.guard.errors import ArtifactMismatch, ReadoutError, ShapeError
 from toolguard.guard.profile_files import (
@@ -116,6 +117,8 @@ class Profile:
         covariance: (dim, dim) float64 within-tool covariance, shrunk; None but for `lda`, which
             needs it to add tools.
         seen: (queries,) int64 fingerprints, the bits of `query_fingerprint` read as signed.
+        gate: whether a call should be made at all, as `meta.call_or_answer` says; None if the
+            profile does not know.
 
     Raises:
         ShapeError: if the parts do not fit each other.
@@ -127,6 +130,7 @@ class Profile:
     centre: Tensor
     covariance: Tensor | None
     seen: Tensor
+    gate: AnswerGate | None = None
 
     def __post_init__(self) -> None:
         tools, dim = len(self.meta.tools), self.meta.model.hidden_size
@@ -137,6 +141,8 @@ class Profile:
             "covariance": self.covariance is None or self.covariance.shape == (dim, dim),
             "seen": self.seen.ndim == 1 and self.seen.dtype == torch.int64,
             "readout": self.readout.kind == self.meta.readout,
+            "gate": (self.gate and self.gate.section) == self.meta.call_or_answer
+            and (self.gate is None or self.gate.readout.weights.shape[1] == dim),
         }
         if wrong := [name for name, fits in found.items() if not fits]:
             raise ShapeError(f"{', '.join(wrong)} do not fit a profile of {tools} tools by {dim}")
@@ -164,8 +170,21 @@ class Profile:
                 stored targets the next stricter one counts.
         """
         wanted = self.meta.requested_risk.target if target is None else target
-        stored = [entry for entry in self.meta.risk if entry.target <= wanted]
-        return stored[-1].threshold if stored else None
+        return threshold_at(self.meta.risk, wanted)
+
+    def no_call_limits(self, target: float | None = None) -> dict[str, float | None]:
+        """Return, by kind of turn without a call, the threshold on P(it should stand here instead).
+
+        Args:
+            target: as in `threshold`.
+
+        Returns: nothing if the profile does not know when not to call; None for a kind where no
+            call may go on.
+        """
+        if self.gate is None:
+            return {}
+        wanted = self.meta.requested_risk.target if target is None else target
+        return {kind: self.gate.threshold(kind, wanted) for kind in self.gate.kinds}
 
     def verify(self, facts: ModelFacts) -> None:
         """Check that the profile was made with this model, tokenizer and format.
@@ -246,6 +265,8 @@ class Profile:
         }
         if self.covariance is not None:
             tensors["covariance"] = self.covariance
+        if self.gate is not None:
+            tensors |= _gate_tensors(self.gate)
         return {name: tensor.contiguous().cpu() for name, tensor in tensors.items()}
 
     @classmethod
@@ -281,4 +302,29 @@ def _assemble(files: ProfileFiles) -> Profile:
         centre=tensors["centre"],
         covariance=tensors.get("covariance"),
         seen=files.seen,
+        gate=_assemble_gate(files),
     )
+
+
+def _gate_tensors(gate: AnswerGate) -> dict[str, Tensor]:
+    if gate.readout.centre is None:
+        raise ShapeError("the readout of a gate has a centre")
+    return {
+        "opening_weights": gate.readout.weights,
+        "opening_bias": gate.readout.bias,
+        "opening_centre": gate.readout.centre,
+    }
+
+
+def _assemble_gate(files: ProfileFiles) -> AnswerGate | None:
+    section = files.meta.call_or_answer
+    if section is None:
+        return None
+    readout = Readout(
+        kind="lda",
+        weights=files.tensors["opening_weights"],
+        bias=files.tensors["opening_bias"],
+        centre=files.tensors["opening_centre"],
+        normalise=False,
+    )
+    return AnswerGate(section=section, readout=readout)

@@ -14,12 +14,31 @@ Count = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 CalibratedStatus = Literal["calibrated", "uncalibrated"]
 CovarianceTarget = Literal["identity", "diagonal"]
+NoCallKind = Literal["answer", "ask"]
+"""What should have happened in place of a call: an answer in words, or a question to the user."""
+
+OPENING_SIGNALS = ("logprob", "activation")
+"""Margins read where a call could start, larger where a call is right: the log-odds of its opening,
+and how much nearer the state is to turns with a call than to those without."""
+
+Correction = Literal["redirect", "redirect_above_half", "between_two"]
+"""A correction of doubtful calls that the guard can carry out: the best other tool, the same for
+calls that are more likely wrong than right, or what the model chooses between the best two tools
+if it is asked again with these alone."""
 
 
 class _Entry(BaseModel):
     """Base of everything in the file: unknown keys and numbers that are not finite refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+def _readable(calibrator: dict[str, Any]) -> dict[str, Any]:
+    try:
+        Calibrator.from_dict(calibrator)
+    except ConfigError as error:
+        raise ValueError(error.message) from None
+    return calibrator
 
 
 class ModelIdentity(_Entry):
@@ -81,6 +100,46 @@ class RequestedRisk(_Entry):
     confidence: Annotated[float, Field(ge=0.5, lt=1)]
 
 
+class NoCallEntry(_Entry):
+    """How one kind of turn that should not have been a call is told.
+
+    Args:
+        n: such turns behind its mean.
+        calibrator: from `OPENING_SIGNALS` to P(no call should be made, for this reason).
+        risk: thresholds on it, one a target, rising; what they bound is the share of this kind
+            among the calls that the model starts and the gate lets through.
+    """
+
+    n: Annotated[int, Field(ge=1)]
+    calibrator: dict[str, Any]
+    risk: tuple[RiskEntry, ...] = ()
+
+    @field_validator("calibrator")
+    @classmethod
+    def _calibrator_can_be_used(cls, value: dict[str, Any]) -> dict[str, Any]:
+        if strange := set(_readable(value)["features"]) - set(OPENING_SIGNALS):
+            raise ValueError(f"no such signal where a call could start: {', '.join(strange)}")
+        return value
+
+
+class CallOrAnswer(_Entry):
+    """What a profile knows of whether a call should be made at all, see `guard.answer_gate`.
+
+    Args:
+        layer: index of the block whose output is read where a call could start.
+        covariance_target: what the covariance was shrunk towards.
+        n_call: turns with a right call behind the first mean.
+        kinds: in the order of the means behind the first one.
+        metrics: what was measured while it was made; for people and reports.
+    """
+
+    layer: Count
+    covariance_target: CovarianceTarget
+    n_call: Annotated[int, Field(ge=1)]
+    kinds: Annotated[dict[NoCallKind, NoCallEntry], Field(min_length=1)]
+    metrics: dict[str, Any] = {}
+
+
 class SplitCounts(_Entry):
     """Labelled calls in each split."""
 
@@ -119,6 +178,8 @@ class ProfileMeta(_Entry):
         metrics: what was measured while it was made; for people and reports.
         preset: recipe it was made by; empty for the project's own.
         menu: definitions of the tools that were most often offered together, for a first look.
+        correction: what calibration showed to fix more doubtful calls than it breaks; None if
+            nothing did, or nobody measured it.
     """
 
     version: Literal[1] = 1
@@ -145,15 +206,14 @@ class ProfileMeta(_Entry):
     metrics: dict[str, Any] = {}
     preset: str = ""
     menu: tuple[dict[str, Any], ...] = ()
+    call_or_answer: CallOrAnswer | None = None
+    correction: Correction | None = None
 
     @field_validator("calibrator", "single_calibrators")
     @classmethod
     def _calibrators_can_be_read(cls, value: dict[str, Any]) -> dict[str, Any]:
         for data in [value] if "features" in value else value.values():
-            try:
-                Calibrator.from_dict(data)
-            except ConfigError as error:
-                raise ValueError(error.message) from None
+            _readable(data)
         return value
 
     @field_validator("seen")
@@ -174,6 +234,8 @@ class ProfileMeta(_Entry):
         targets = [entry.target for entry in self.risk]
         if targets != sorted(set(targets)) or self.requested_risk.target not in targets:
             raise ValueError("risk targets must rise and hold the requested one")
+        if self.call_or_answer is not None and self.call_or_answer.layer >= self.model.blocks:
+            raise ValueError(f"layer {self.call_or_answer.layer} of {self.model.blocks} blocks")
         if tuple(self.calibrator.get("features", ())) != self.signals:
             raise ValueError("signals must be the calibrator's features")
         return self

@@ -258,6 +258,8 @@ def blocked_text(name: str, record: CallRecord) -> str:
     """Return for the model why a judged call does not run: no scores, no argument values."""
     if record.reason == "missing_argument":
         return f"{name}: ask the user for {_listed(record.fields)}; do not make a value up."
+    if record.reason == "should_ask" and record.enforced == "clarify":
+        return f"{name}: something is missing. Ask the user for it before you call a tool."
     if record.enforced == "clarify":
         return f"{name}: it is unclear whether this is the right tool. Ask the user what they want."
     told = {
@@ -270,6 +272,8 @@ def blocked_text(name: str, record: CallRecord) -> str:
         "fault": "the guard could not judge it",
         "unread": "the guard could not judge it",
         "call_limit": "there are too many calls in one turn",
+        "should_answer": "an answer in words seems right here, not a call",
+        "should_ask": "the user should be asked first",
     }
     why = told.get(record.reason, "it is doubtful that this is the right tool here")
     return f"{name} was blocked: {why}. Do not repeat the same call."

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import structlog
 import torch
@@ -14,11 +16,15 @@ from toolguard.adapters.loading import LoadedModel
 from toolguard.adapters.wire.base import WireFormat
 from toolguard.adapters.wire.detection import detect_format
 from toolguard.calibration.calibration_run import identity_of
+from toolguard.guard.answer_gate import AnswerGate
 from toolguard.guard.calibrator import Calibrator
 from toolguard.guard.guard import Guard
 from toolguard.guard.policy import Policy
 from toolguard.guard.profile import Profile
 from toolguard.guard.profile_meta import (
+    CallOrAnswer,
+    NoCallEntry,
+    NoCallKind,
     ProfileMeta,
     ProfileTool,
     RequestedRisk,
@@ -98,6 +104,48 @@ def fake_profile(
         centre=centre,
         covariance=None,
         seen=torch.zeros(0, dtype=torch.int64),
+    )
+
+
+def gated(
+    profile: Profile,
+    *,
+    answer: float = 0.1,
+    ask: float = 0.1,
+    limit: float | None = 0.5,
+    layer: int = 1,
+    weight: float = 0.0,
+    seed: int = 0,
+) -> Profile:
+    """Return the profile with a gate of random means that gives these probabilities.
+
+    A weight below 0 lets them depend on what is read.
+    """
+    dim = profile.meta.model.hidden_size
+    means = torch.randn(3, dim, generator=torch.Generator().manual_seed(seed)).double()
+    risk = profile.meta.risk[0].model_copy(update={"threshold": limit})
+    probabilities: dict[NoCallKind, float] = {"answer": answer, "ask": ask}
+    kinds = {
+        kind: NoCallEntry(
+            n=20,
+            calibrator=Calibrator(
+                features=("logprob", "activation"),
+                weights=(weight, weight),
+                intercept=math.log(value / (1 - value)),
+                centres=(0.0, 0.0),
+                scales=(1.0, 1.0),
+                clip=6.0,
+            ).to_dict(),
+            risk=(risk,),
+        )
+        for kind, value in probabilities.items()
+    }
+    section = CallOrAnswer(layer=layer, covariance_target="diagonal", n_call=20, kinds=kinds)
+    readout = build_readout("lda", means, means.mean(0), torch.eye(dim).double())
+    return replace(
+        profile,
+        meta=profile.meta.model_copy(update={"call_or_answer": section}),
+        gate=AnswerGate(section=section, readout=readout),
     )
 
 

@@ -11,6 +11,7 @@ from toolguard.calibration.fit_input import CollectedCalls, ToolDefinition
 from toolguard.calibration.labelled_calls import HiddenBatch, LabelledCall
 from toolguard.calibration.tool_means import NameRows
 from toolguard.guard.profile_meta import ModelIdentity
+from toolguard.guard.signals import menu_entropy
 
 DIM = 6
 
@@ -58,6 +59,7 @@ def made_calls(
             chosen=int(chosen[i]),
             right=frozenset({int(label[i])}),
             logprob_margin=float(ordered[i, -1] - ordered[i, -2]),
+            entropy=menu_entropy(torch.tensor(logits[i])),
         )
         for i in range(n)
     )

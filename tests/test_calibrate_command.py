@@ -77,6 +77,7 @@ def test_a_run_writes_a_profile_that_fits_its_model(finished, model):
         "profile.json",
         "profile.safetensors",
         "seen.safetensors",
+        "test_calls.json",
     }
 
 
@@ -256,6 +257,9 @@ def test_a_gate_that_is_not_met_exits_with_3(model, data, tmp_path):
         (("--layers", "9"), 2, "the model has blocks 0 to 2"),
         (("--layers", "first"), 2, "all"),
         (("--max-risk", "0"), 2, "--max-risk must lie in"),
+        (("--max-risk", "0.1", "--max-risk", "1"), 2, "--max-risk must lie in"),
+        (("--signals", "logprob,entropie"), 2, "signals are logprob, activation, entropy"),
+        (("--policy", "none.yaml"), 2, "none.yaml"),
         (("--folds", "1"), 2, "--folds"),
         (("--format", "none"), 2, "unknown wire format"),
         (("--add-tools", "x.jsonl"), 2, "cannot be combined with --data"),
@@ -267,6 +271,15 @@ def test_mistakes_have_exit_codes_and_no_traceback(model, data, tmp_path, args, 
     assert result.exit_code == code, result.output
     assert words in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_signals_can_be_fixed(model, data, tmp_path):
+    """--signals decides what P(wrong) uses; the table says who decided."""
+    args = ("--model", model, "--data", data, "--out", tmp_path, "--layers", "1")
+    result = run(*args, "--signals", "logprob, entropy")
+    assert result.exit_code == 0, result.output
+    assert Profile.load(tmp_path).meta.signals == ("logprob", "entropy")
+    assert "P(wrong) uses logprob and entropy, fixed by --signals" in result.stdout
 
 
 def test_data_is_needed(model, tmp_path):

@@ -31,15 +31,21 @@ Options:
   -h, --help  Show this message and exit.
 
 Commands:
-  doctor     Show what toolguard finds in a model.
-  data       Validate and import labelled records.
-  calibrate  Make a profile from a model and data.
-  evaluate   Measure a profile on labelled records.
-  check      Read the tool choice for one query.
-  policy     Check a policy, or replay it on recorded calls.
-  audit      List, verify and count what the guard recorded.
-  dashboard  Watch decisions and answer approvals.
-  train      Train the bundled reference agent.
+  doctor          Show what toolguard finds in a model.
+  data            Validate and import labelled records.
+  calibrate       Make a profile from a model and data.
+  evaluate        Measure a profile on labelled records.
+  report          Show what a profile is worth, on one page.
+  check           Read the tool choice for one query.
+  policy          Check a policy, or replay it on recorded calls.
+  audit           List, verify and count what the guard recorded.
+  dashboard       Watch decisions and answer approvals.
+  call-or-answer  Measure when no tool should be called.
+  correct         Compare what can be done with doubtful calls.
+  guarantee       Test risk control and the drift alarm.
+  steer-eval      Compare ways of steering the tool choice.
+  replicate       Set the published claims beside numbers.
+  train           Train the bundled reference agent.
 """
 
 
@@ -126,7 +132,7 @@ def test_a_missing_package_is_named():
 def test_commands_are_in_the_commands_package():
     """A command's module is named like the command."""
     for name, entry in COMMANDS.items():
-        assert entry.module == f"toolguard.calibration.commands.{name}"
+        assert entry.module == f"toolguard.calibration.commands.{name.replace('-', '_')}"
 
 
 def test_write_json(tmp_path, capsys):

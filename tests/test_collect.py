@@ -15,7 +15,7 @@ from tiny_tokenizers import MISTRAL, with_template
 from toolguard.adapters.decision_token import name_tokens
 from toolguard.adapters.loading import LoadedModel, wrap_model
 from toolguard.adapters.wire import get_format
-from toolguard.calibration.collect import Observation, collect
+from toolguard.calibration.collect import collect
 from toolguard.calibration.decisions import PrefixStore, unpackable
 from toolguard.calibration.pack_plan import PackPlan, plan_packs
 from toolguard.calibration.prompts import PromptWriter, close_thought
@@ -161,11 +161,13 @@ def assert_close(one, other):
 
 def assert_identical(one, other):
     for first, second in zip(one, other, strict=True):
-        for field in dataclasses.fields(Observation):
+        for field in dataclasses.fields(first):
             left, right = getattr(first, field.name), getattr(second, field.name)
             if isinstance(left, torch.Tensor):
                 assert left.dtype == right.dtype
                 assert torch.equal(left, right)
+            elif dataclasses.is_dataclass(left):
+                assert_identical([left], [right])
             else:
                 assert left == right
 

@@ -26,7 +26,7 @@ from toolguard.adapters.audit_store import AuditEvent, AuditStore
 from toolguard.adapters.dashboard import Access, ApprovalDesk, Dashboard, create_app
 from toolguard.adapters.dashboard.access import new_token
 from toolguard.adapters.dashboard.live_readings import read_live
-from toolguard.adapters.dashboard.shown_text import shown, shown_json
+from toolguard.adapters.shown_text import shown, shown_json
 from toolguard.guard.distribution import Distribution
 from toolguard.guard.errors import ConfigError
 from toolguard.guard.guard import Guard

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -13,32 +12,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from browser import contrast
 from dashboard_agent import FOLDER, MARKUP, SCRIPT, profile, waiting_agent
+from headless import MISSING, open_browser, show_as
 from recorded_agents import say
 
 from toolguard.adapters.audit_store import AuditStore
 
-webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
-BROWSER = shutil.which("chromium")
-DRIVER = shutil.which("chromedriver")
+pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(
-        not (BROWSER and DRIVER), reason="needs Debian's chromium and chromium-driver"
-    ),
+    pytest.mark.skipif(MISSING, reason="needs Debian's chromium and chromium-driver"),
 ]
-FLAGS = (
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--window-size=1360,900",
-)
 COMMAND = "from toolguard.calibration.commands.dashboard import command; command()"
 SECONDS = 60  # for a page to change, on a machine that is busy with something else
 
@@ -82,16 +68,9 @@ def address(folder) -> Iterator[str]:
 @pytest.fixture(scope="module")
 def browser(address, tmp_path_factory) -> Iterator[Any]:
     """Give a browser that is logged in."""
-    options = webdriver.ChromeOptions()
-    options.binary_location = BROWSER
-    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('chromium')}"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    service = webdriver.ChromeService(executable_path=DRIVER)
-    driver = webdriver.Chrome(options=options, service=service)
-    driver.get(address)
-    yield driver
-    driver.quit()
+    with open_browser(tmp_path_factory.mktemp("chromium")) as driver:
+        driver.get(address)
+        yield driver
 
 
 def go(browser: Any, path: str) -> None:
@@ -252,33 +231,8 @@ def test_without_the_cookie_there_is_nothing_to_see(browser, address):
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_text_stands_out_in_both_themes(browser, theme):
     """Ink and paper differ by at least 4.5 to 1, as WCAG 2.2 asks for text, soft text too."""
-    browser.execute_cdp_cmd(
-        "Emulation.setEmulatedMedia",
-        {"features": [{"name": "prefers-color-scheme", "value": theme}]},
-    )
+    show_as(browser, theme=theme)
     go(browser, "/")
     for css in ("td .row", ".soft", ".verdict.run", ".verdict.ask", ".verdict.block"):
         assert contrast(browser, css) >= 4.5, css
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
-
-
-def contrast(browser: Any, css: str) -> float:
-    """Return the contrast ratio of an element's text (WCAG 2.2, 1.4.3)."""
-    script = """
-    const paint = (text) => text.match(/[\\d.]+/g).map(Number);
-    let place = document.querySelector(arguments[0]);
-    const ink = paint(getComputedStyle(place).color);
-    for (; place; place = place.parentElement) {
-      const back = paint(getComputedStyle(place).backgroundColor);
-      if (back.length < 4 || back[3] > 0) return [ink, back];
-    }
-    """
-    colours = browser.execute_script(script, css)
-    light = sorted(luminance(colour[:3]) for colour in colours)
-    return (light[1] + 0.05) / (light[0] + 0.05)
-
-
-def luminance(colour: list[float]) -> float:
-    parts = [c / 255 for c in colour]
-    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
-    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+    show_as(browser)

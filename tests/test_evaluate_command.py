@@ -9,6 +9,7 @@ from click.testing import CliRunner
 from made_data import labelled, random_agent, tools, unlabelled, write
 
 from toolguard.calibration.cli import toolguard
+from toolguard.calibration.commands.evaluate import table
 
 RATE = {"value", "low", "high", "n"}
 
@@ -75,6 +76,80 @@ def test_the_promised_keys_are_there_with_intervals(result):
         assert set(result["steering"][method]) >= {"n", "switched", "schema_valid"}
         assert result["steering"][method]["n"] == 12
     assert set(result["no_call"]) >= {"n", "called"}
+
+
+def test_whole_turns_are_checked_fault_by_fault(result):
+    """Every turn is right or has one fault, and each kind has its own rate."""
+    turns = result["turns"]
+    assert turns["n"] == 60
+    assert sum(rate["value"] for rate in turns["outcomes"].values()) == pytest.approx(1)
+    assert {"wrong_tool", "wrong_arguments", "missing_call"} <= set(turns["outcomes"])
+    assert turns["by_source"]["made"]["n"] == 60
+
+
+def test_the_default_votes_are_those_that_cost_nothing(result):
+    """Each vote has its cost, what it cannot read and a curve, and stands beside log-prob."""
+    assert {"logprob", "first_token", "entropy", "logit_lens", "lda", "random"} <= set(
+        result["signals"]
+    )
+    for found in result["signals"].values():
+        assert (found["cost"]["prompts"], found["cost"]["tokens"]) == (0, 0)
+        assert found["n"] == 60
+        assert found["unreadable"] <= 60
+        assert 1 < len(found["curve"]) <= 101
+    assert set(result["against_logprob"]) == set(result["signals"]) - {"logprob"}
+    assert len(result["lens_by_block"]) == 3
+
+
+def test_votes_that_write_are_measured_on_request(model, profile, fresh):
+    """Sampling, asking and writing the call out are votes like any other, with their cost."""
+    done = run(
+        *("evaluate", "--profile", profile, "--model", model, "--data", fresh, "--limit", 30),
+        *("--steering", 0, "--no-call", 0, "--json", "-", "--samples", 2, "--temperature", 0.5),
+        *("--votes", "nll,call_length,self_consistency,p_true"),
+    )
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    signals = found["signals"]
+    assert next(iter(signals)) == "logprob"
+    assert set(signals) == {"logprob", "nll", "call_length", "self_consistency", "p_true"}
+    assert signals["p_true"]["unreadable"] == signals["self_consistency"]["unreadable"] == 0
+    assert signals["self_consistency"]["cost"]["tokens"] > 0
+    assert found["argument_errors"]["n"] <= found["n"] - found["n_wrong"]
+
+
+def test_the_table_says_what_votes_cost(model, profile, fresh):
+    """For people: every vote with its difference to log-prob, and what it takes."""
+    done = run(
+        *("evaluate", "--profile", profile, "--model", model, "--data", fresh, "--limit", 30),
+        *("--steering", 0, "--no-call", 0, "--votes", "entropy,p_true"),
+    )
+    assert done.exit_code == 0, done.output
+    assert "minus logprob" in done.stdout
+    assert "one more prompt, with a question at its end" in done.stdout
+    assert "first_token" not in done.stdout
+    assert "calls of the rarer kind are too few" in done.stdout
+
+
+def test_votes_that_rank_better_are_named(result):
+    """With ten errors and more the table ends the comparison with who beats log-prob."""
+    none, certain = ({"value": 0.0, "low": -1.0, "high": high, "n": 60} for high in (0.0, -0.1))
+    made = result | {"against_logprob": {
+        name: found | {"aurc": certain if name == "entropy" else none}
+        for name, found in result["against_logprob"].items()
+    }}  # fmt: skip
+    assert "rank better than logprob at equal coverage: entropy\n" in table(made)
+
+
+def test_a_vote_that_does_not_exist_is_refused(model, profile, fresh):
+    """A mistyped vote ends the command before the model is read, naming the votes there are."""
+    done = run(
+        *("evaluate", "--profile", profile, "--model", model, "--data", fresh),
+        *("--votes", "logprop"),
+    )
+    assert done.exit_code == 2
+    assert "no vote is called logprop" in done.output
+    assert "self_consistency" in done.output
 
 
 def test_wrong_is_the_greedy_choice_against_the_label(result):

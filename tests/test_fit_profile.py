@@ -14,7 +14,7 @@ from toolguard.calibration.add_tools import add_tools
 from toolguard.calibration.fit_input import FitOptions, ToolDefinition
 from toolguard.calibration.fit_profile import fit_profile
 from toolguard.calibration.labelled_calls import LabelledCall, menu_scores
-from toolguard.calibration.layer_choice import assign_folds
+from toolguard.calibration.layer_choice import assign_folds, choose_layer
 from toolguard.calibration.splits import SplitItem
 from toolguard.guard.errors import CalibrationError, ConfigError, ShapeError
 from toolguard.guard.profile import Profile
@@ -119,6 +119,85 @@ def test_a_perfect_model_gives_a_flat_probability_and_says_so():
     assert "cannot be told" in profile.meta.metrics["select"]["words"]
 
 
+def test_a_signal_that_helps_is_used_and_one_that_does_not_is_not(fitted):
+    """With clearer states than log-probs the activation is kept; on equal terms log-prob stays."""
+    vague = made_calls(1600, noise=2.0, seed=3, layers=(1,))
+    rng = np.random.default_rng(0)
+    calls = [
+        replace(call, logprob_margin=float(call.logprob_margin + 6 * rng.normal()), entropy=1.0)
+        for call in vague.calls
+    ]
+    helped = fit_profile(replace(vague, calls=calls), FitOptions()).meta
+    assert helped.signals[:2] == ("logprob", "activation")
+    assert tuple(helped.calibrator["features"]) == helped.signals
+    assert "activation" in helped.metrics["signals"]["words"]
+    assert helped.metrics["test"]["against_logprob"]["aurc"]["high"] < 0
+    assert fitted.meta.signals == ("logprob",)
+    assert fitted.meta.metrics["signals"]["words"].endswith("log-prob suffices")
+    assert set(fitted.meta.single_calibrators) == {"logprob", "activation"}
+
+
+def test_signals_can_be_fixed_and_a_preset_chooses_none():
+    """The user's signals stand whatever is measured; the published recipe keeps its two."""
+    made = made_calls(400)
+    own = fit_profile(made, FitOptions(signals=("activation", "entropy"))).meta
+    assert own.signals == ("activation", "entropy")
+    assert own.metrics["signals"]["by"] == "user"
+    assert set(own.metrics["test"]["distributions"]) == {
+        *("logprob", "activation", "entropy", "p_wrong")
+    }
+    preset = fit_profile(made, FitOptions(preset="paper")).meta
+    assert (preset.signals, preset.metrics["signals"]["by"]) == (
+        ("logprob", "activation"),
+        "preset",
+    )
+
+
+def test_signals_are_chosen_inside_the_fit_split():
+    """Labels of select and test do not move the choice of signals, nor the penalty."""
+    made = made_calls(800, noise=2.0)
+    flipped = [
+        c if c.split == "fit" else replace(c, right=frozenset({(c.chosen + 1) % 4}))
+        for c in made.calls
+    ]
+    one = fit_profile(made, FitOptions()).meta
+    two = fit_profile(replace(made, calls=flipped), FitOptions()).meta
+    assert one.metrics["signals"] == two.metrics["signals"]
+    assert one.calibrator == two.calibrator
+
+
+def test_each_fold_has_a_layer_chosen_without_it():
+    """A layer that shines on one fold alone is not the one that this fold is measured with."""
+    made = made_calls(600, noise=2.0, layers=(1, 2))
+    wrong = torch.tensor([call.wrong for call in made.calls])
+    own = torch.tensor([call.fold == 0 for call in made.calls])
+
+    def shining(layer):
+        for batch in made.layer_pass(layer):
+            hidden = batch.hidden.clone()
+            rows = list(batch.calls)
+            if layer == 2:  # in fold 0 right calls lie far out, wrong ones near the origin
+                scale = torch.where(wrong[rows], 0.01, 40.0)[:, None]
+                hidden = torch.where(own[rows][:, None], hidden * scale, hidden)
+            yield replace(batch, hidden=hidden)
+
+    choice = choose_layer(made.calls, shining, (1, 2), made.names, blocks=3, min_examples=3)
+    assert len(choice.without_fold) == choice.folds == 5
+    alone = choose_layer(made.calls, made.layer_pass, (1,), made.names, blocks=3, min_examples=3)
+    fit = [i for i, call in enumerate(made.calls) if call.split == "fit"]
+    held = [i for i in fit if made.calls[i].fold == 0]
+    assert np.array_equal(choice.without_fold[0].margin[held], alone.without_fold[0].margin[held])
+    assert all(not np.isnan(readings.margin[fit]).any() for readings in choice.without_fold)
+
+
+@pytest.mark.parametrize("signals", [("log-prob",), ("logprob", "logprob"), ("",)])
+def test_unknown_signals_are_refused(signals):
+    """A mistyped signal is an error that lists the known ones."""
+    with pytest.raises(ConfigError) as caught:
+        FitOptions(signals=signals)
+    assert "activation_gap" in caught.value.hint
+
+
 def test_without_select_and_test_calls_nothing_is_allowed_or_claimed(tmp_path):
     """Empty splits give no threshold and undetermined rates, in the table as in the file."""
     made = made_calls(200)
@@ -201,7 +280,14 @@ def test_what_cannot_be_fitted_says_why(made, error, words):
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"max_risk": 0}, {"max_risk": 1.5}, {"confidence": 0.2}, {"min_examples": 0}]
+    "wrong",
+    [
+        {"max_risk": 0},
+        {"max_risk": 1.5},
+        {"targets": (0.1, 1.0)},
+        {"confidence": 0.2},
+        {"min_examples": 0},
+    ],
 )
 def test_options_outside_their_range_are_refused(wrong):
     """Risk, confidence and counts are checked before any work is done."""
@@ -295,6 +381,7 @@ def more_calls(profile_tools, new, *, n, hashes=None):
             chosen=place if i < n else 0,
             right=frozenset({place}),
             logprob_margin=1.0,
+            entropy=0.5,
         )
         for i in range(20)
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -250,6 +251,61 @@ def test_a_menu_of_one_has_nothing_to_redirect_to(tiny_loaded: LoadedModel) -> N
     decision = check(profile, menu, evidence, tools={"search": {"doubtful": "redirect"}})
     assert decision.reading.margins == {"logprob": torch.inf, "activation": torch.inf}
     assert decision.action == "allow"
+
+
+CORRECTING = {"tools": {name: {"tier": "write", "doubtful": "correct"} for name in NAMES}}
+
+
+def offering(profile: Profile, correction: str | None) -> Profile:
+    return replace(profile, meta=profile.meta.model_copy(update={"correction": correction}))
+
+
+def test_a_correction_is_what_the_profile_offers(profile: Profile, tiny_menu: Menu) -> None:
+    """Where calibration showed redirects to help, `correct` redirects by the same rules."""
+    evidence = unsure(profile, "search", "get_time")
+    decision = check(offering(profile, "redirect"), tiny_menu, evidence, **CORRECTING)
+    assert (decision.action, decision.target) == ("redirect", "get_time")
+    torn = Evidence(
+        chosen="search",
+        hidden=near(profile, "get_time"),
+        logprob=favouring("get_weather", "search"),
+    )
+    assert check(offering(profile, "redirect"), tiny_menu, torn, **CORRECTING).action == "veto"
+
+
+def test_only_calls_more_likely_wrong_are_corrected_where_that_is_offered(
+    profile: Profile, tiny_menu: Menu
+) -> None:
+    """Doubtful but more likely right, a call stops; more likely wrong, it is redirected."""
+    offer = offering(profile, "redirect_above_half")
+    wrong = check(offer, tiny_menu, unsure(profile, "search", "get_time"), **CORRECTING)
+    assert wrong.reading.p_wrong > 0.5
+    assert (wrong.action, wrong.target) == ("redirect", "get_time")
+    scores = favouring("search", "get_time")
+    torn = Evidence(chosen="search", hidden=near(profile, "search", "get_time"), logprob=scores)
+    right = check(offer, tiny_menu, torn, **CORRECTING)
+    assert 0.3 < right.reading.p_wrong <= 0.5
+    assert (right.action, right.reason) == ("veto", "doubtful")
+    assert "not corrected" in right.detail
+    assert check(offering(profile, "redirect"), tiny_menu, torn, **CORRECTING).action == "redirect"
+
+
+def test_without_a_correction_that_helps_the_call_stops(profile: Profile, tiny_menu: Menu) -> None:
+    """A profile that offers none closes the door and says why; a sure call passes all the same."""
+    evidence = unsure(profile, "search", "get_time")
+    decision = check(profile, tiny_menu, evidence, **CORRECTING)
+    assert (decision.action, decision.reason) == ("veto", "doubtful")
+    assert "the profile offers no correction" in decision.detail
+    assert check(profile, tiny_menu, sure(profile, "search"), **CORRECTING).action == "allow"
+
+
+def test_an_untrusted_reading_is_never_corrected(tiny_loaded: LoadedModel, tiny_menu: Menu) -> None:
+    """Judged as doubtful, an uncalibrated tool is vetoed whatever the profile offers."""
+    profile = fake_profile(tiny_loaded, tiny_menu, uncalibrated=("search",))
+    evidence = unsure(profile, "search", "get_time")
+    policy = {"uncalibrated": "judge", **CORRECTING}
+    decision = check(offering(profile, "redirect"), tiny_menu, evidence, **policy)
+    assert (decision.action, decision.reason) == ("veto", "uncalibrated")
 
 
 def test_rivals_the_profile_never_met_give_no_margin(profile: Profile, tiny_menu: Menu) -> None:

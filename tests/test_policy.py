@@ -227,10 +227,22 @@ def test_a_denied_default_closes_unlisted_targets() -> None:
     assert not Policy.load({"unlisted": "deny"}).may_replace("a", "b")
 
 
+def test_every_target_a_policy_can_ask_is_listed_once() -> None:
+    """The policy's own target and each tier's, rising; what leaves it to the profile is none."""
+    assert Policy().risk_targets == ()
+    assert Policy.load({"preset": "strict"}).risk_targets == (0.01, 0.02, 0.05)
+    policy = Policy.load(
+        {"risk_target": 0.1, "tiers": {"write": {"risk_target": 0.1}, "read": {"risk_target": 0.3}}}
+    )
+    assert policy.risk_targets == (0.1, 0.3)
+    assert (policy.tier_target("read"), policy.tier_target("irreversible")) == (0.3, 0.1)
+
+
 def test_redirects_says_whether_any_rule_does() -> None:
     """A tier's or a tool's redirect is found."""
     assert Policy.load({"tiers": {"write": {"doubtful": "redirect"}}}).redirects
     assert Policy.load({"tools": {"t": {"doubtful": "redirect"}}}).redirects
+    assert Policy.load({"tools": {"t": {"doubtful": "correct"}}}).redirects
 
 
 def test_a_file_is_read(tmp_path: Path) -> None:

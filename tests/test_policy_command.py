@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -85,13 +85,23 @@ def test_every_tool_gets_its_effective_rule(profile: Profile) -> None:
     }
 
 
+def test_a_correction_is_told_with_what_the_profile_offers(profile: Profile) -> None:
+    """Without an offer the line says that such a call stops."""
+    policy = Policy.load({"tools": {"search": {"doubtful": "correct"}}})
+    update = {"correction": "between_two"}
+    offering = replace(profile, meta=profile.meta.model_copy(update=update))
+    for one, words in ((profile, "correct (veto: "), (offering, "correct (between_two)")):
+        effects = {rule.tool: rule.effect for rule in effective_rules(policy, one)}
+        assert words in effects["search"]
+
+
 def test_a_sound_policy_has_no_problems(profile: Profile) -> None:
     """Presets, globs with exceptions and redirects to harmless tools are left alone."""
     tools = {
         "get_*": {"tier": "read", "doubtful": "redirect", "redirects": ["search"]},
         "get_time": {"tier": "read", "rule": "deny"},
         "search": {"tier": "read"},
-        "search*": {"tier": "read"},
+        "search*": {"tier": "read", "doubtful": "correct", "redirects": ["search"]},
         "send_email": {"tier": "irreversible"},
     }
     for preset in ("monitor", "staging", "strict"):

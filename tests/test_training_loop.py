@@ -19,6 +19,7 @@ from toolguard.calibration.training.loop import (
     Recipe,
     Stage,
     Trainer,
+    Watch,
     dropout_on,
     packed_loss,
 )
@@ -78,7 +79,7 @@ def test_the_log_holds_loss_and_accuracy(tmp_path, builder):
         assert not run.model.training
         return {"held_out_catalog": 0.25}
 
-    run = trainer(tmp_path, builder, 22, evaluate=evaluate, evaluate_every=10)
+    run = trainer(tmp_path, builder, 22, watch=Watch(evaluate=evaluate, evaluate_every=10))
     run.run()
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [20, 22]

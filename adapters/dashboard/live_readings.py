@@ -8,9 +8,6 @@ from dataclasses import dataclass
 
 from toolguard.adapters.audit_store.store import AuditStore
 from toolguard.adapters.dashboard.decision_rows import evidence_of, mapping, number
-from toolguard.guard.distribution import Distribution
-from toolguard.guard.errors import ConfigError
-from toolguard.guard.profile_meta import ProfileMeta
 
 WINDOW = 1000  # newest decisions that are looked at
 P_WRONG = "p_wrong"
@@ -55,20 +52,3 @@ def read_live(store: AuditStore, window: int = WINDOW) -> LiveReadings:
         decisions=decisions,
         left_out=left_out,
     )
-
-
-def calibrated_distributions(profile: ProfileMeta | None) -> dict[str, Distribution]:
-    """Return what the profile keeps of its test split, by `p_wrong` or signal; empty if nothing.
-
-    Raises:
-        ConfigError: if what it keeps cannot be read.
-    """
-    test = mapping(profile.metrics.get("test")) if profile else {}
-    kept = mapping(test.get("distributions"))
-    try:
-        return {str(name): Distribution.from_dict(data) for name, data in kept.items()}
-    except ConfigError as error:
-        raise ConfigError(
-            f"the profile's metrics.test.distributions cannot be read: {error.message}",
-            hint="make the profile again with `toolguard calibrate`",
-        ) from None

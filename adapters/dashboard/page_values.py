@@ -12,15 +12,20 @@ from toolguard.adapters.dashboard.approval_desk import ApprovalDesk
 from toolguard.adapters.dashboard.call_story import read_story
 from toolguard.adapters.dashboard.charts import Histogram, histogram
 from toolguard.adapters.dashboard.decision_rows import DecisionRow, recent_rows
-from toolguard.adapters.dashboard.drift import FEWEST, LEVEL, TEST, measure_drift
 from toolguard.adapters.dashboard.live_readings import (
     P_WRONG,
     WINDOW,
     LiveReadings,
-    calibrated_distributions,
     read_live,
 )
 from toolguard.adapters.dashboard.tool_rates import tool_rates, verdict_shares
+from toolguard.guard.drift import (
+    FEWEST,
+    LEVEL,
+    TEST,
+    measure_drift,
+    reference_distributions,
+)
 from toolguard.guard.profile_meta import ProfileMeta
 from toolguard.guard.rate import wilson
 
@@ -51,7 +56,7 @@ class PageValues:
         self, store: AuditStore, desk: ApprovalDesk, access: Access, profile: ProfileMeta | None
     ) -> None:
         self.store, self.desk, self.access, self.profile = store, desk, access, profile
-        self._reference = calibrated_distributions(profile)
+        self._reference = reference_distributions(profile)
         # What costs reading many rows, beside the number of the last row when it was read.
         self._live: tuple[int, LiveReadings] | None = None
         self._counted: dict[str, tuple[int, list[DecisionRow]]] = {}
@@ -60,7 +65,7 @@ class PageValues:
         """Return what every page shows: how many calls wait, and the drift alarm."""
         return {
             "pending": self.store.pending_approvals(),
-            "drift": measure_drift(self._readings(), self._reference),
+            "drift": measure_drift(self._readings().values, self._reference),
             "drift_test": TEST,
             "drift_level": LEVEL,
             "drift_fewest": FEWEST,

@@ -11,12 +11,11 @@ from urllib.parse import quote
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from toolguard.adapters.dashboard.shown_text import shown, shown_json
-from toolguard.guard.rate import Rate
+from toolguard.adapters.shown_numbers import figure, percent, share_text
+from toolguard.adapters.shown_text import shown, shown_json
 
 FOLDER = Path(__file__).parent
 _DIGEST = re.compile(r"(hmac-sha256:)?[0-9a-f]{64}")
-NONE = "\N{EN DASH}"
 
 STATE_WORDS = {
     "": "",
@@ -76,23 +75,6 @@ class Pages:
 def part_key(html: str) -> str:
     """Return what differs for parts that differ; a reader that has this one needs no new one."""
     return hashlib.sha256(html.encode("utf-8", "surrogatepass")).hexdigest()[:16]
-
-
-def figure(value: float | None, digits: int = 3) -> str:
-    """Return the number with so many digits after the point; a dash if there is none."""
-    return NONE if value is None else f"{value:.{digits}f}"
-
-
-def percent(value: float | None) -> str:
-    """Return a share as per cent; a dash if there is none."""
-    return NONE if value is None else f"{100 * value:.1f}%"
-
-
-def share_text(share: Rate) -> str:
-    """Return a share with its interval and n."""
-    if share.value is None or share.low is None or share.high is None:
-        return NONE
-    return f"{percent(share.value)} [{100 * share.low:.1f}, {100 * share.high:.1f}], n = {share.n}"
 
 
 def clock(at: datetime) -> str:

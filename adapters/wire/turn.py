@@ -161,6 +161,11 @@ def opens_thought(prompt: str) -> str | None:
     return match[1] if match else None
 
 
+def begins_thought_mark(text: str) -> bool:
+    """Return whether `text` may yet become the mark that opens a thought."""
+    return any(mark.startswith(text) for mark in _THOUGHTS)
+
+
 def closing_mark(opening: str) -> str:
     """Return the mark that closes the thought which `opening` opens."""
     return _THOUGHTS[opening]

@@ -30,11 +30,19 @@ from toolguard.calibration.dataset import RecordProblem, open_dataset
 from toolguard.calibration.fit_input import FitOptions, Preset
 from toolguard.calibration.profile_table import profile_table
 from toolguard.calibration.record_choice import ChosenRecords, choose_records, read_menu_file
+from toolguard.guard.policy import Policy
 from toolguard.guard.profile import Profile
+from toolguard.guard.signals import SIGNALS
 
 _FIT = FitOptions()
 _SHOWN = 20  # lines of records left out, of each kind; --json has all
 _SPOOL = ".spool"
+
+
+def _signal_names(
+    _ctx: click.Context, _param: click.Parameter, text: str | None
+) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",")) if text else ()
 
 
 @click.command("calibrate")
@@ -62,9 +70,22 @@ _SPOOL = ".spool"
 @click.option(
     "--max-risk",
     type=float,
-    default=_FIT.max_risk,
+    multiple=True,
+    default=[_FIT.max_risk],
     show_default=True,
-    help="Highest share of wrong calls among those allowed.",
+    help="Highest share of wrong calls among those allowed; may be repeated, the first one counts.",
+)
+@click.option(
+    "--policy",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Policy whose tiers get a threshold each, for the risk they ask.",
+)
+@click.option(
+    "--signals",
+    metavar="A,B",
+    callback=_signal_names,
+    help=f"Signals that P(wrong) uses, of {', '.join(SIGNALS)}; default: those that are shown to "
+    "lower the risk.",
 )
 @click.option(
     "--confidence",
@@ -141,6 +162,8 @@ def _refuse_with_add_tools(ctx: click.Context) -> None:
         "data",
         "layers",
         "max_risk",
+        "policy",
+        "signals",
         "confidence",
         "folds",
         "preset",
@@ -159,8 +182,11 @@ def _refuse_with_add_tools(ctx: click.Context) -> None:
 def _calibrate(**options: Any) -> float:
     """Make, save and show a profile; return the share of test calls it allows."""
     preset: Preset = options["preset"] or ""
+    policy = Policy.load(options["policy"]) if options["policy"] else None
     fit = FitOptions(
-        max_risk=options["max_risk"],
+        max_risk=options["max_risk"][0],
+        targets=(*options["max_risk"][1:], *(policy.risk_targets if policy else ())),
+        signals=options["signals"],
         confidence=options["confidence"],
         min_examples=options["min_examples"],
         seed=options["seed"],
@@ -177,10 +203,12 @@ def _calibrate(**options: Any) -> float:
         result = calibrate(loaded, wire, records, run, fit, progress)
     profile = result.profile
     profile.save(out)
+    result.tested.save(out)
     _drop_spool(run.spool, keep=options["keep_spool"])
     _show(
         [
             *profile_table(profile, decision_token=_token_text(loaded, profile)),
+            *(_tier_lines(profile, policy) if policy else ()),
             *_next(profile, out),
         ],
         options,
@@ -197,6 +225,18 @@ def _calibrate(**options: Any) -> float:
         if row["target"] == fit.max_risk
     )
     return float(coverage or 0.0)
+
+
+def _tier_lines(profile: Profile, policy: Policy) -> list[str]:
+    """Return what each tier of the policy gets from this profile."""
+    lines = []
+    for tier in policy.tiers:
+        target = policy.tier_target(tier)
+        asked = profile.meta.requested_risk.target if target is None else target
+        limit = profile.threshold(target)
+        words = "nothing can be allowed" if limit is None else f"P(wrong) at most {limit:.4f}"
+        lines.append(f"{f'tier {tier}':<16} at most {asked:g} wrong: {words}")
+    return lines
 
 
 def _add_tools(added: Path, **options: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,15 @@ import click
 from tqdm import tqdm
 
 from toolguard.adapters.guarded_agent import model_facts
+from toolguard.calibration.answering.gate_table import survey_table
 from toolguard.calibration.command_model import open_model
 from toolguard.calibration.command_options import json_option, model_options, write_json
 from toolguard.calibration.dataset import RecordProblem, open_dataset
-from toolguard.calibration.evaluation import SIGNALS, EvaluationOptions, evaluate_profile
+from toolguard.calibration.evaluation import EvaluationOptions, evaluate_profile
+from toolguard.calibration.layer_choice import FEWEST_ERRORS
 from toolguard.calibration.record_choice import sample_records
-from toolguard.calibration.steering import METHODS
+from toolguard.calibration.steering_lab.section import SECTION
+from toolguard.calibration.votes.catalogue import choose_votes
 from toolguard.guard.profile import Profile
 
 _DEFAULT = EvaluationOptions()
@@ -45,6 +49,13 @@ _COLUMNS = ("AUROC", "AURC", "wrong, lowest quarter", "highest quarter", "ratio"
     help="Cases of the steering comparison; 0 leaves it out.",
 )
 @click.option(
+    "--turns",
+    type=click.IntRange(min=0),
+    default=_DEFAULT.turns,
+    show_default=True,
+    help="Queries on which the whole turn is written and checked; 0 leaves it out.",
+)
+@click.option(
     "--no-call",
     type=click.IntRange(min=0),
     default=_DEFAULT.no_call,
@@ -61,6 +72,32 @@ _COLUMNS = ("AUROC", "AURC", "wrong, lowest quarter", "highest quarter", "ratio"
     help="Risk target; default: the profile's.",
 )
 @click.option(
+    "--votes",
+    default=_DEFAULT.votes,
+    show_default=True,
+    metavar="V",
+    help="free (those that cost nothing extra), all, or names with commas between them.",
+)
+@click.option(
+    "--samples",
+    type=click.IntRange(min=1),
+    default=_DEFAULT.samples,
+    show_default=True,
+    help="Sampled calls of the vote self_consistency.",
+)
+@click.option(
+    "--temperature",
+    type=click.FloatRange(min=0, min_open=True),
+    default=_DEFAULT.temperature,
+    show_default=True,
+    help="At which they are sampled.",
+)
+@click.option(
+    "--embedding-model",
+    metavar="M",
+    help="Sentence encoder of the vote embedding: a folder or hub id; default: all-MiniLM-L6-v2.",
+)
+@click.option(
     "--batch-tokens",
     type=click.IntRange(min=1),
     default=_DEFAULT.batch_tokens,
@@ -74,10 +111,11 @@ _COLUMNS = ("AUROC", "AURC", "wrong, lowest quarter", "highest quarter", "ratio"
 def command(
     folder: Path, data: tuple[Path, ...], limit: int | None, json_path: str | None, **options: Any
 ) -> None:
-    """Measure a profile on labelled records: accuracy, signals, risk, steering, no-call queries.
+    """Measure a profile on labelled records: accuracy, votes, risk, steering, no-call queries.
 
     Records that took part in the calibration are left out. Rates come with n and 95 % intervals.
     """
+    choose_votes(options["votes"])  # before the model is read, which takes longer than a typo
     profile = Profile.load(folder)
     problems: list[RecordProblem] = []
     dataset = open_dataset(data, on_problem=problems.append)
@@ -86,7 +124,15 @@ def command(
     chosen = EvaluationOptions(**{f.name: options[f.name] for f in fields(EvaluationOptions)})
     records = sample_records(dataset, limit, chosen.seed)
     with tqdm(desc="reading decisions", unit="call", leave=False) as bar:
-        result = evaluate_profile(loaded, wire, profile, records, chosen, on_done=bar.update)
+        result = evaluate_profile(
+            loaded,
+            wire,
+            profile,
+            records,
+            chosen,
+            on_done=bar.update,
+            on_step=bar.set_description,
+        )
     result["bad_records"] = len(problems)
     for problem in problems:
         click.echo(str(problem), err=True)
@@ -103,15 +149,10 @@ def table(result: dict[str, Any]) -> str:
         f"  model right        {rate(result['accuracy']['model'])}",
         f"  readout right      {rate(result['accuracy']['readout'])}",
         "",
-        f"{'signal':<12}" + "".join(f"{title:<24}" for title in _COLUMNS[:-1]) + _COLUMNS[-1],
+        *_vote_lines(result["signals"]),
+        "",
+        *_comparison_lines(result),
     ]
-    for signal in SIGNALS:
-        found = result["signals"][signal]
-        cells = [
-            rate(found[key])
-            for key in ("auroc", "aurc", "error_low_quartile", "error_high_quartile", "error_ratio")
-        ]
-        lines.append(f"{signal:<12}" + "".join(f"{cell:<24}" for cell in cells).rstrip())
     risk = result["risk"]
     threshold = (
         "nothing is allowed"
@@ -126,22 +167,89 @@ def table(result: dict[str, Any]) -> str:
         "",
         f"{'steering':<18}{'n':<7}{'switched':<24}whole call fits the schema",
     ]
-    for method in METHODS:
+    for method in SECTION:
         found = result["steering"][method]
         lines.append(
             f"{method:<18}{found['n']:<7}{rate(found['switched']):<24}{rate(found['schema_valid'])}"
         )
     silent = result["no_call"]
+    lines += ["", *_turn_lines(result["turns"])]
     lines += [
         "",
         f"queries without a right call: {silent['n']}",
         f"  called a tool      {rate(silent['called'])}",
     ]
+    if (survey := result["call_or_answer"]) is not None:
+        lines += ["", *survey_table(survey)]
     return "\n".join(lines)
 
 
-def rate(value: dict[str, Any]) -> str:
+def _turn_lines(turns: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what freely written turns are where a call is right."""
+    yield f"whole turns, written freely where a call is right: {turns['n']}"
+    for outcome, found in turns["outcomes"].items():
+        yield f"  {outcome.replace('_', ' '):<18} {rate(found)}"
+
+
+def rate(value: Mapping[str, Any]) -> str:
     """Return a rate as `0.912 [0.90, 0.92]`, or `-` if it is undetermined."""
     if value["value"] is None:
         return "-"
     return f"{value['value']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"
+
+
+def _vote_lines(signals: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what each vote reaches."""
+    yield f"{'vote':<18}" + "".join(f"{title:<24}" for title in _COLUMNS[:-1]) + _COLUMNS[-1]
+    for name, found in signals.items():
+        cells = [
+            rate(found[key])
+            for key in ("auroc", "aurc", "error_low_quartile", "error_high_quartile", "error_ratio")
+        ]
+        yield f"{name:<18}" + "".join(f"{cell:<24}" for cell in cells).rstrip()
+
+
+def _comparison_lines(result: Mapping[str, Any]) -> Iterator[str]:
+    """Yield each vote's differences to the log-prob margin, and what it takes beyond the call."""
+    yield (
+        f"{'minus logprob':<18}{'AUROC, + is better':<26}{'AURC, - is better':<26}"
+        f"{'unreadable':<12}cost"
+    )
+    for name, found in result["against_logprob"].items():
+        signal = result["signals"][name]
+        differences = "".join(f"{_difference(found[key]):<26}" for key in ("auroc", "aurc"))
+        words = "nothing" if _is_free(signal["cost"]) else signal["cost"]["words"]
+        yield f"{name:<18}{differences}{signal['unreadable']:<12}{words}"
+    for name, reason in result["votes_left_out"].items():
+        yield f"{name:<18}left out: {reason}"
+    yield _better_votes(result)
+    if errors := result["argument_errors"]:
+        yield ""
+        yield f"wrong arguments of a right tool: {errors['n_wrong']} of {errors['n']}"
+        for name, found in errors["auroc"].items():
+            if found["value"] is not None:
+                yield f"  {name:<18} AUROC {rate(found)}"
+
+
+def _better_votes(result: Mapping[str, Any]) -> str:
+    """Return which votes have the whole interval of their AURC difference on the better side."""
+    rarer = min(result["n_wrong"], result["n"] - result["n_wrong"])
+    if rarer < FEWEST_ERRORS:  # a bootstrap of so few calls knows nothing of others
+        return f"{rarer} calls of the rarer kind are too few to say which vote ranks better"
+    better = [
+        name
+        for name, found in result["against_logprob"].items()
+        if found["aurc"]["high"] is not None and found["aurc"]["high"] < 0
+    ]
+    return f"rank better than logprob at equal coverage: {', '.join(better) or 'none'}"
+
+
+def _is_free(cost: Mapping[str, Any]) -> bool:
+    return not (cost["prompts"] or cost["tokens"] or cost["encodings"])
+
+
+def _difference(value: Mapping[str, Any]) -> str:
+    """Return a difference as `+0.031 [-0.01, +0.07]`, or `-` if it is undetermined."""
+    if value["value"] is None:
+        return "-"
+    return f"{value['value']:+.3f} [{value['low']:+.3f}, {value['high']:+.3f}]"

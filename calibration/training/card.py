@@ -63,6 +63,7 @@ class TrainingFacts(BaseModel):
         device: torch device.
         threads: CPU threads.
         note: what else to know of the run; shown in the card.
+        steps_done: steps behind these weights, if the run went on after them.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -76,6 +77,7 @@ class TrainingFacts(BaseModel):
     device: str
     threads: int
     note: str = ""
+    steps_done: int | None = None
 
     @classmethod
     def read(cls, folder: Path) -> TrainingFacts:

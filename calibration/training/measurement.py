@@ -14,7 +14,7 @@ from toolguard.adapters.wire import WireFormat
 from toolguard.calibration.collect import BATCH_TOKENS, collect
 from toolguard.calibration.generation import continue_prompts
 from toolguard.calibration.records import Record
-from toolguard.calibration.steering import fits_schema
+from toolguard.calibration.schema_fit import fits_schema
 from toolguard.calibration.training.card_records import (
     absent_tool_records,
     capped,

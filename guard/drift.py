@@ -1,4 +1,4 @@
-"""The drift alarm: whether live margins are spread as those that the profile was tested on."""
+"""The drift test: whether margins met later are spread as those that a profile was tested on."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from scipy.stats import kstwo
-
-from toolguard.adapters.dashboard.live_readings import P_WRONG, LiveReadings
 from toolguard.guard.distribution import Distribution
+from toolguard.guard.errors import ConfigError
+from toolguard.guard.profile_meta import ProfileMeta
+from toolguard.guard.signals import SIGNALS
 
 TEST = "Two-sample Kolmogorov-Smirnov test"
 FEWEST = 50  # live margins below which nothing is said
@@ -46,7 +46,7 @@ class SignalDrift:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Drift:
-    """What the alarm says.
+    """What the test says.
 
     Args:
         state: in one word.
@@ -59,15 +59,42 @@ class Drift:
     live: int = 0
 
 
-def measure_drift(live: LiveReadings, reference: Mapping[str, Distribution]) -> Drift:
-    """Return whether a signal's live margins are distributed otherwise than at calibration."""
-    names = [name for name, kept in reference.items() if name != P_WRONG and kept.n]
+def reference_distributions(profile: ProfileMeta | None) -> dict[str, Distribution]:
+    """Return what the profile keeps of its test split, by `p_wrong` or signal; empty if nothing.
+
+    Raises:
+        ConfigError: if what it keeps cannot be read.
+    """
+    test = profile.metrics.get("test") if profile else None
+    kept = test.get("distributions") if isinstance(test, Mapping) else None
+    try:
+        return {
+            str(name): Distribution.from_dict(data)
+            for name, data in (kept.items() if isinstance(kept, Mapping) else ())
+        }
+    except ConfigError as error:
+        raise ConfigError(
+            f"the profile's metrics.test.distributions cannot be read: {error.message}",
+            hint="make the profile again with `toolguard calibrate`",
+        ) from None
+
+
+def measure_drift(
+    live: Mapping[str, Sequence[float]], reference: Mapping[str, Distribution]
+) -> Drift:
+    """Return whether a signal's live margins are distributed otherwise than at calibration.
+
+    Args:
+        live: signal -> margins met lately; what is no signal is passed over.
+        reference: signal -> distribution of the margins on calls that calibration only tested on.
+    """
+    names = [name for name, kept in reference.items() if name in SIGNALS and kept.n]
     if not names:
         return Drift(state="no_reference")
-    fewest = min(len(live.values.get(name, ())) for name in names)
+    fewest = min(len(live.get(name, ())) for name in names)
     if fewest < FEWEST:
         return Drift(state="too_few", live=fewest)
-    tests = [_signal_drift(name, live.values[name], reference[name], len(names)) for name in names]
+    tests = [_signal_drift(name, live[name], reference[name], len(names)) for name in names]
     tests.sort(key=lambda test: (test.p, -test.distance))
     return Drift(state="alarm" if tests[0].p < LEVEL else "calm", signals=tuple(tests), live=fewest)
 
@@ -108,5 +135,7 @@ def ks_p_value(distance: float, n: int, m: int) -> float:
     Source: Smirnov (1948), "Table for estimating the goodness of fit of empirical distributions";
         Hodges (1958), "The significance probability of the Smirnov two-sample test".
     """
+    from scipy.stats import kstwo  # a second of import that no verdict on a call should pay
+
     size = max(1, math.floor(n * m / (n + m) + 0.5))
     return float(kstwo.sf(distance, size))

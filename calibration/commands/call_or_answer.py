@@ -1,0 +1,103 @@
+"""`toolguard call-or-answer`: can it be told, before a call exists, that none should be made?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+from tqdm import tqdm
+
+from toolguard.adapters.guarded_agent import model_facts
+from toolguard.calibration.answering.gate_table import survey_table
+from toolguard.calibration.answering.survey import SurveyOptions, survey_call_or_answer
+from toolguard.calibration.calibration_run import parse_layers
+from toolguard.calibration.command_model import open_model
+from toolguard.calibration.command_options import json_option, model_options, write_json
+from toolguard.calibration.dataset import RecordProblem, open_dataset
+from toolguard.calibration.near_duplicates import query_fingerprint
+from toolguard.calibration.row_packs import BATCH_TOKENS
+from toolguard.guard.profile import Profile
+
+_DEFAULT = SurveyOptions()
+
+
+@click.command("call-or-answer")
+@model_options
+@click.option(
+    "--data",
+    required=True,
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="Records: a .jsonl file, or a folder with records.jsonl and menus.json; may be repeated.",
+)
+@click.option(
+    "--profile",
+    "folder",
+    type=click.Path(path_type=Path),
+    help="Profile folder: measure its thresholds too, on queries it has not seen.",
+)
+@click.option("--layers", metavar="L", help="Blocks to try: all, late, or 3,4,5.")
+@click.option(
+    "--most",
+    type=click.IntRange(min=1),
+    default=_DEFAULT.most,
+    show_default=True,
+    help="Most records of a source that call for the same next step.",
+)
+@click.option(
+    "--folds",
+    type=click.IntRange(min=2),
+    default=_DEFAULT.folds,
+    show_default=True,
+    help="Of cross-fitting.",
+)
+@click.option(
+    "--batch-tokens",
+    type=click.IntRange(min=1),
+    default=BATCH_TOKENS,
+    show_default=True,
+    help="Bound on one batch.",
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Of draws and folds.")
+@json_option
+def command(
+    data: tuple[Path, ...],
+    folder: Path | None,
+    layers: str | None,
+    json_path: str | None,
+    **options: Any,
+) -> None:
+    """Measure how well a needless call is told from a right one, where the call could start.
+
+    Compares the log-probability of a call's opening with the hidden state there, on records with a
+    call and without, by source: should the model call, answer in words, or ask first? What is
+    fitted is fitted to other records. Rates come with n and 95 % intervals.
+    """
+    profile = None if folder is None else Profile.load(folder)
+    problems: list[RecordProblem] = []
+    dataset = open_dataset(data, on_problem=problems.append)
+    loaded, wire = open_model(options, None if profile is None else profile.meta.wire_format)
+    if profile is not None:
+        profile.verify(model_facts(loaded, wire))
+    seen = frozenset() if profile is None else profile.seen_queries
+    # Small beside the openings: what is left out must be known before anything is drawn.
+    records = [record for record in dataset if query_fingerprint(record.query) not in seen]
+    chosen = SurveyOptions(
+        layers=None if layers is None else parse_layers(layers, len(loaded.view.blocks)),
+        most=options["most"],
+        batch_tokens=options["batch_tokens"],
+        names_only=profile is not None and profile.meta.preset == "paper",
+        folds=options["folds"],
+        seed=options["seed"],
+    )
+    with tqdm(desc="reading openings", unit="turn", leave=False) as bar:
+        result = survey_call_or_answer(
+            loaded, wire, records, chosen, profile=profile, on_done=bar.update
+        )
+    result["bad_records"] = len(set(problems))
+    for problem in dict.fromkeys(problems):
+        click.echo(str(problem), err=True)
+    if json_path:
+        write_json(result, json_path)
+    click.echo("\n".join(survey_table(result)), err=json_path == "-")

@@ -1,0 +1,1 @@
+"""What to do with a flagged call: which correction fixes more than it breaks."""

@@ -1,0 +1,1 @@
+"""The published claims beside numbers of one's own, row by row."""

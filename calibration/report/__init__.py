@@ -1,0 +1,1 @@
+"""The page that shows what a profile is worth."""

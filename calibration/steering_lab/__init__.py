@@ -1,0 +1,1 @@
+"""Which push of the hidden state changes the tool, and what becomes of the call."""

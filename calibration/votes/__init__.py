@@ -1,0 +1,1 @@
+"""Signals at a decision, each turned into a risk that the call is wrong."""
