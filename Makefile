@@ -8,6 +8,8 @@ PYTHON ?= python3
 PIP_ARGS ?=
 # More for pytest, e.g. PYTEST_ARGS="-m 'not slow' -x".
 PYTEST_ARGS ?=
+# Processes that share the tests, with one thread each.
+WORKERS ?= 2
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -49,7 +51,7 @@ readme: $(STAMP)  ## write real output into the marked blocks of README.md
 	$(BIN)/python examples/update_readme.py
 
 test: $(STAMP)  ## run the whole test suite
-	$(BIN)/pytest $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses $(WORKERS) --dist worksteal $(PYTEST_ARGS)
 
 check: $(STAMP)  ## lint, formatting, types
 	$(BIN)/ruff check .

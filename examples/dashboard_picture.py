@@ -85,7 +85,7 @@ def work(model: str, profile: Path, data: Path, calls: int, store: AuditStore) -
         checkpointer=InMemorySaver(),
     )
     for number, record in enumerate(fresh[:calls]):
-        config = {"configurable": {"thread_id": f"run-{number + 1:03}"}, "recursion_limit": 8}
+        config = {"configurable": {"thread_id": f"run-{number + 1:03}"}, "recursion_limit": 30}
         first_turn(agent, record.query, config)
     return agent
 

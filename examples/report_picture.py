@@ -19,7 +19,7 @@ def main() -> None:
     parser.add_argument("--page", type=Path, default=Path("out/demo/report.html"))
     parser.add_argument("--out", type=Path, default=Path("docs/report.png"))
     options = parser.parse_args()
-    flags = ("--hide-scrollbars", "--window-size=1228,1150")
+    flags = ("--hide-scrollbars", "--window-size=1228,1340")
     with tempfile.TemporaryDirectory() as folder, open_browser(Path(folder), *flags) as browser:
         show_as(browser, theme="light")
         browser.get(options.page.resolve().as_uri())
