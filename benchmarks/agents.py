@@ -16,7 +16,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 from toolguard.adapters.decision_token import name_tokens
 from toolguard.adapters.loading import REFERENCE, LoadedModel, load_model, wrap_model
 from toolguard.adapters.wire import detect_format
-from toolguard.calibration.calibration_run import identity_of
+from toolguard.calibration.fitting.calibration_run import identity_of
 from toolguard.calibration.training.agent import tokenizer_texts
 from toolguard.calibration.training.architecture import (
     DEFAULT_SHAPE,

@@ -28,9 +28,9 @@ from workloads import Workload
 from toolguard.adapters.loading import LoadedModel
 from toolguard.adapters.nnsight_oracle import import_nnsight
 from toolguard.adapters.wire import detect_format
-from toolguard.calibration.collect import collect
-from toolguard.calibration.prompts import PromptWriter
-from toolguard.calibration.records import Record
+from toolguard.calibration.datasets.records import Record
+from toolguard.calibration.reading.collect import collect
+from toolguard.calibration.reading.prompts import PromptWriter
 from toolguard.guard.errors import ReadoutError, ToolguardError
 
 TOLERANCE = 1e-4  # of the largest number in the two hidden states, or of 1

@@ -23,10 +23,15 @@ from workloads import write_generated
 
 from toolguard.adapters.loading import load_model
 from toolguard.adapters.wire import detect_format
-from toolguard.calibration.calibration_run import Progress, RunOptions, calibrate, parse_layers
-from toolguard.calibration.dataset import open_dataset
-from toolguard.calibration.fit_input import FitOptions
-from toolguard.calibration.record_choice import choose_records
+from toolguard.calibration.datasets.dataset import open_dataset
+from toolguard.calibration.datasets.record_choice import choose_records
+from toolguard.calibration.fitting.calibration_run import (
+    Progress,
+    RunOptions,
+    calibrate,
+    parse_layers,
+)
+from toolguard.calibration.fitting.fit_input import FitOptions
 
 FLAT = 1.15  # most that the larger peak may be of the smaller one
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")

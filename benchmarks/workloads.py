@@ -11,8 +11,8 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from toolguard.calibration.dataset import MENUS_FILE, RECORDS_FILE, open_dataset
-from toolguard.calibration.records import Call, Record
+from toolguard.calibration.datasets.dataset import MENUS_FILE, RECORDS_FILE, open_dataset
+from toolguard.calibration.datasets.records import Call, Record
 from toolguard.calibration.training.catalog import load_catalog
 from toolguard.guard.tools import Tool
 

@@ -29,8 +29,8 @@ from toolguard.adapters.audit_store import AuditStore
 from toolguard.adapters.chat.chat_model import GuardedChatModel
 from toolguard.adapters.dashboard import Access, ApprovalDesk, Dashboard, create_app
 from toolguard.adapters.dashboard.access import new_token
-from toolguard.calibration.dataset import open_dataset
-from toolguard.calibration.near_duplicates import query_fingerprint
+from toolguard.calibration.datasets.dataset import open_dataset
+from toolguard.calibration.datasets.near_duplicates import query_fingerprint
 from toolguard.guard.audit import default_logger
 from toolguard.guard.policy import Policy
 from toolguard.guard.profile import Profile

@@ -23,11 +23,11 @@ from toolguard.adapters.guarded_agent import GuardedAgent
 from toolguard.adapters.loading import load_model
 from toolguard.adapters.turn_result import GuardedResult
 from toolguard.calibration.cli import toolguard
-from toolguard.calibration.collect import collect
-from toolguard.calibration.dataset import MENUS_FILE, RECORDS_FILE, open_dataset
-from toolguard.calibration.metrics import aurc
-from toolguard.calibration.near_duplicates import query_fingerprint
-from toolguard.calibration.records import Record
+from toolguard.calibration.datasets.dataset import MENUS_FILE, RECORDS_FILE, open_dataset
+from toolguard.calibration.datasets.near_duplicates import query_fingerprint
+from toolguard.calibration.datasets.records import Record
+from toolguard.calibration.measuring.metrics import aurc
+from toolguard.calibration.reading.collect import collect
 from toolguard.guard.decision import Decision
 from toolguard.guard.errors import ToolguardError
 from toolguard.guard.guard import Evidence, Guard

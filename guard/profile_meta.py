@@ -72,7 +72,7 @@ class ProfileTool(_Entry):
 
 
 class RiskEntry(_Entry):
-    """A threshold for one risk target, see `calibration.risk`.
+    """A threshold for one risk target, see `calibration.guarantee.risk`.
 
     Args:
         target: highest error rate among allowed calls.

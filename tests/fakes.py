@@ -15,7 +15,7 @@ from toolguard.adapters.decision_token import name_tokens
 from toolguard.adapters.loading import LoadedModel
 from toolguard.adapters.wire.base import WireFormat
 from toolguard.adapters.wire.detection import detect_format
-from toolguard.calibration.calibration_run import identity_of
+from toolguard.calibration.fitting.calibration_run import identity_of
 from toolguard.guard.answer_gate import AnswerGate
 from toolguard.guard.calibrator import Calibrator
 from toolguard.guard.guard import Guard

@@ -11,8 +11,8 @@ from transformers import AutoModelForCausalLM
 
 from toolguard.adapters.loading import load_model
 from toolguard.adapters.wire import get_format
-from toolguard.calibration.collect import collect
-from toolguard.calibration.records import Record
+from toolguard.calibration.datasets.records import Record
+from toolguard.calibration.reading.collect import collect
 
 NAMES = ("get_weather", "get_time", "search", "searchWeb", "send_email")
 WORDS = "rain sun Rome Paris alarm taxi mail news flight hotel seven today song book lamp door"

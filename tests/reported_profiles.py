@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 
 from synthetic_calls import made_calls
 
-from toolguard.calibration.fit_input import FitOptions, ToolDefinition
-from toolguard.calibration.fit_profile import fit_profile
+from toolguard.calibration.fitting.fit_input import FitOptions, ToolDefinition
+from toolguard.calibration.fitting.fit_profile import fit_profile
 from toolguard.calibration.report.tested_calls import TestedCalls, read_tested_calls
 from toolguard.guard.profile import Profile
 

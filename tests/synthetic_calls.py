@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 
-from toolguard.calibration.fit_input import CollectedCalls, ToolDefinition
-from toolguard.calibration.labelled_calls import HiddenBatch, LabelledCall
-from toolguard.calibration.tool_means import NameRows
+from toolguard.calibration.fitting.fit_input import CollectedCalls, ToolDefinition
+from toolguard.calibration.fitting.tool_means import NameRows
+from toolguard.calibration.labels.labelled_calls import HiddenBatch, LabelledCall
 from toolguard.guard.profile_meta import ModelIdentity
 from toolguard.guard.signals import menu_entropy
 

@@ -28,9 +28,15 @@ from toolguard.calibration.answering.measurement import (
 )
 from toolguard.calibration.answering.openings import Opening, read_openings
 from toolguard.calibration.answering.operating_point import passed_at_kept
-from toolguard.calibration.metrics import auroc
-from toolguard.calibration.records import Record
-from toolguard.calibration.splits import Split, SplitFractions, SplitItem, Splits, make_splits
+from toolguard.calibration.datasets.records import Record
+from toolguard.calibration.datasets.splits import (
+    Split,
+    SplitFractions,
+    SplitItem,
+    Splits,
+    make_splits,
+)
+from toolguard.calibration.measuring.metrics import auroc
 from toolguard.guard.errors import CalibrationError, ReadoutError
 from toolguard.guard.tools import Menu
 

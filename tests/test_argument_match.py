@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from toolguard.calibration.argument_match import (
+from toolguard.calibration.labels.argument_match import (
     accepted_arguments,
     same_arguments,
     same_value,

@@ -22,7 +22,7 @@ from langchain_core.tools import StructuredTool
 from langgraph.types import Command
 
 from toolguard.adapters.audit_store import AuditEvent
-from toolguard.calibration.policy_replay import PolicyReplay
+from toolguard.calibration.policies.replay import PolicyReplay
 from toolguard.guard.seal import Seal
 
 

@@ -18,7 +18,7 @@ from figures import Figure, Goal, results_of, table_of
 from timing import Pair, Spread, spread_of, time_pairs
 from workloads import AIRLINE_QUERIES, AIRLINE_TOOLS, airline, write_generated
 
-from toolguard.calibration.dataset import open_dataset
+from toolguard.calibration.datasets.dataset import open_dataset
 from toolguard.calibration.training.architecture import Shape
 
 ROOT = Path(__file__).resolve().parents[1]

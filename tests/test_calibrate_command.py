@@ -15,13 +15,18 @@ from made_data import NAMES, labelled, random_agent, tools, unlabelled, write
 from toolguard.adapters.guarded_agent import model_facts
 from toolguard.adapters.loading import load_model
 from toolguard.adapters.wire import get_format
-from toolguard.calibration.calibration_run import Progress, RunOptions, calibrate, parse_layers
 from toolguard.calibration.cli import toolguard
-from toolguard.calibration.dataset import open_dataset
-from toolguard.calibration.fit_input import FitOptions
-from toolguard.calibration.name_rows import distinguishing_token
-from toolguard.calibration.record_choice import choose_records, read_menu_file
-from toolguard.calibration.splits import make_splits
+from toolguard.calibration.datasets.dataset import open_dataset
+from toolguard.calibration.datasets.record_choice import choose_records, read_menu_file
+from toolguard.calibration.datasets.splits import make_splits
+from toolguard.calibration.fitting.calibration_run import (
+    Progress,
+    RunOptions,
+    calibrate,
+    parse_layers,
+)
+from toolguard.calibration.fitting.fit_input import FitOptions
+from toolguard.calibration.reading.name_rows import distinguishing_token
 from toolguard.guard.errors import ConfigError
 from toolguard.guard.profile import Profile
 from toolguard.guard.tools import Menu

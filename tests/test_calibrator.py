@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from toolguard.calibration.fit_calibrator import fit_calibrator
+from toolguard.calibration.fitting.fit_calibrator import fit_calibrator
 from toolguard.guard.calibrator import Calibrator
 from toolguard.guard.errors import CalibrationError, ConfigError, ReadoutError, ShapeError
 

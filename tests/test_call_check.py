@@ -8,15 +8,15 @@ from pathlib import Path
 import pytest
 
 from toolguard.adapters.wire import get_format
-from toolguard.calibration.call_check import (
+from toolguard.calibration.datasets.dataset import open_dataset
+from toolguard.calibration.datasets.records import UNORDERED, Record
+from toolguard.calibration.labels.call_check import (
     OUTCOMES,
     check_call,
     check_name,
     check_text,
     check_turn,
 )
-from toolguard.calibration.dataset import open_dataset
-from toolguard.calibration.records import UNORDERED, Record
 from toolguard.guard.tools import ToolCall
 
 ROOT = Path(__file__).resolve().parents[1]

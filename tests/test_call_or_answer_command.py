@@ -11,7 +11,7 @@ from made_data import labelled, random_agent, unlabelled, write
 
 from toolguard.calibration.cli import toolguard
 from toolguard.calibration.commands.call_or_answer import command
-from toolguard.calibration.near_duplicates import query_fingerprint
+from toolguard.calibration.datasets.near_duplicates import query_fingerprint
 from toolguard.guard.profile import Profile
 
 RATE = {"value", "low", "high", "n"}

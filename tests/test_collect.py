@@ -15,11 +15,11 @@ from tiny_tokenizers import MISTRAL, with_template
 from toolguard.adapters.decision_token import name_tokens
 from toolguard.adapters.loading import LoadedModel, wrap_model
 from toolguard.adapters.wire import get_format
-from toolguard.calibration.collect import collect
-from toolguard.calibration.decisions import PrefixStore, unpackable
-from toolguard.calibration.pack_plan import PackPlan, plan_packs
-from toolguard.calibration.prompts import PromptWriter, close_thought
-from toolguard.calibration.records import Record
+from toolguard.calibration.datasets.records import Record
+from toolguard.calibration.reading.collect import collect
+from toolguard.calibration.reading.decisions import PrefixStore, unpackable
+from toolguard.calibration.reading.pack_plan import PackPlan, plan_packs
+from toolguard.calibration.reading.prompts import PromptWriter, close_thought
 from toolguard.guard.errors import ConfigError, ReadoutError, ShapeError
 from toolguard.guard.tools import Menu
 from toolguard.guard.trie import NameTrie, TrieScorer

@@ -10,7 +10,6 @@ from fakes import fake_profile
 
 from toolguard.adapters.loading import load_model
 from toolguard.adapters.wire import get_format
-from toolguard.calibration.collect import Observation
 from toolguard.calibration.correction.choice import (
     MOST_READ,
     SelectCalls,
@@ -26,9 +25,10 @@ from toolguard.calibration.correction.measurement import (
 from toolguard.calibration.correction.methods import METHODS, REDIRECT, SERVED, targets_of
 from toolguard.calibration.correction.questions import between_two, contrast, re_ask
 from toolguard.calibration.correction.written_calls import written_outcomes
-from toolguard.calibration.judged_calls import CallJudge, JudgedCall
-from toolguard.calibration.near_duplicates import query_fingerprint
-from toolguard.calibration.records import Record
+from toolguard.calibration.datasets.near_duplicates import query_fingerprint
+from toolguard.calibration.datasets.records import Record
+from toolguard.calibration.labels.judged_calls import CallJudge, JudgedCall
+from toolguard.calibration.reading.collect import Observation
 from toolguard.guard.errors import CalibrationError
 from toolguard.guard.profile import Profile
 

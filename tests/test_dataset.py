@@ -7,7 +7,7 @@ import tracemalloc
 
 import pytest
 
-from toolguard.calibration.dataset import RecordProblem, build_record, open_dataset
+from toolguard.calibration.datasets.dataset import RecordProblem, build_record, open_dataset
 from toolguard.guard.errors import DatasetError
 from toolguard.guard.tools import Menu
 

@@ -18,9 +18,9 @@ from toolguard.adapters.guarded_agent import GuardedAgent
 from toolguard.adapters.loading import LoadedModel
 from toolguard.adapters.turn_result import GuardedResult, JudgedCall
 from toolguard.calibration.cli import toolguard
-from toolguard.calibration.dataset import open_dataset
-from toolguard.calibration.near_duplicates import query_fingerprint
-from toolguard.calibration.own_data import write_curated
+from toolguard.calibration.datasets.dataset import open_dataset
+from toolguard.calibration.datasets.near_duplicates import query_fingerprint
+from toolguard.calibration.datasets.own_data import write_curated
 from toolguard.calibration.training.catalog import base_menu, curated_queries
 from toolguard.guard.decision import Decision, Reading
 from toolguard.guard.errors import ConfigError

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from toolguard.calibration.drift_power import drift_power
+from toolguard.calibration.guarantee.drift_power import drift_power
 from toolguard.guard.errors import CalibrationError
 
 

@@ -10,12 +10,12 @@ import pytest
 import torch
 from synthetic_calls import DIM, made_calls
 
-from toolguard.calibration.add_tools import add_tools
-from toolguard.calibration.fit_input import FitOptions, ToolDefinition
-from toolguard.calibration.fit_profile import fit_profile
-from toolguard.calibration.labelled_calls import LabelledCall, menu_scores
-from toolguard.calibration.layer_choice import assign_folds, choose_layer
-from toolguard.calibration.splits import SplitItem
+from toolguard.calibration.datasets.splits import SplitItem
+from toolguard.calibration.fitting.add_tools import add_tools
+from toolguard.calibration.fitting.fit_input import FitOptions, ToolDefinition
+from toolguard.calibration.fitting.fit_profile import fit_profile
+from toolguard.calibration.fitting.layer_choice import assign_folds, choose_layer
+from toolguard.calibration.labels.labelled_calls import LabelledCall, menu_scores
 from toolguard.guard.errors import CalibrationError, ConfigError, ShapeError
 from toolguard.guard.profile import Profile
 from toolguard.guard.readout import build_readout, margins

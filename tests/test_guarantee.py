@@ -9,19 +9,19 @@ import numpy as np
 import pytest
 from synthetic_calls import made_calls
 
-from toolguard.calibration.fit_input import FitOptions
-from toolguard.calibration.fit_profile import fit_profile
-from toolguard.calibration.guarantee import GuaranteeOptions, measure_guarantee
-from toolguard.calibration.guarantee_splits import (
+from toolguard.calibration.datasets.records import Record
+from toolguard.calibration.fitting.fit_input import FitOptions
+from toolguard.calibration.fitting.fit_profile import fit_profile
+from toolguard.calibration.guarantee.check import GuaranteeOptions, measure_guarantee
+from toolguard.calibration.guarantee.split_draws import (
     SplitCalls,
     conformal_threshold,
     random_parts,
     spread,
     verify_guarantee,
 )
-from toolguard.calibration.guarantee_table import broken_targets, guarantee_table
-from toolguard.calibration.judged_calls import JudgedCall
-from toolguard.calibration.records import Record
+from toolguard.calibration.guarantee.table import broken_targets, guarantee_table
+from toolguard.calibration.labels.judged_calls import JudgedCall
 from toolguard.guard.errors import CalibrationError, ConfigError, ShapeError
 from toolguard.guard.policy import Policy
 

@@ -10,7 +10,7 @@ from made_data import labelled, random_agent, unlabelled, write
 
 from toolguard.calibration.cli import toolguard
 from toolguard.calibration.commands.guarantee import command
-from toolguard.calibration.splits import query_fingerprint
+from toolguard.calibration.datasets.splits import query_fingerprint
 from toolguard.guard.errors import DatasetError
 from toolguard.guard.profile import Profile
 

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from toolguard.calibration.dataset import open_dataset
+from toolguard.calibration.datasets.dataset import open_dataset
 from toolguard.calibration.importers.bfcl import import_bfcl, json_schema
 from toolguard.calibration.importers.clinc150 import import_clinc150
 from toolguard.calibration.importers.snips import import_snips

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
-from toolguard.calibration.metrics import (
+from toolguard.calibration.measuring.metrics import (
     aurc,
     auroc,
     brier,

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from toolguard.calibration.near_duplicates import (
+from toolguard.calibration.datasets.near_duplicates import (
     crossing_near_duplicates,
     group_near_duplicates,
     query_fingerprint,

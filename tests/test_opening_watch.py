@@ -15,7 +15,7 @@ from toolguard.adapters.guarded_agent import GuardedAgent
 from toolguard.adapters.loading import LoadedModel, wrap_model
 from toolguard.adapters.opening_watch import OpeningWatcher
 from toolguard.calibration.answering.openings import read_openings
-from toolguard.calibration.records import Record
+from toolguard.calibration.datasets.records import Record
 from toolguard.guard.answer_gate import OpeningEvidence
 from toolguard.guard.profile import Profile
 from toolguard.guard.tools import Menu, ToolCall

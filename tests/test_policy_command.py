@@ -14,8 +14,8 @@ from fakes import fake_profile
 from toolguard.adapters.audit_store import AuditEvent, AuditStore
 from toolguard.adapters.loading import LoadedModel
 from toolguard.calibration.cli import CommandEntry, LazyGroup
-from toolguard.calibration.policy_check import effective_rules, policy_problems
-from toolguard.calibration.policy_replay import PolicyReplay, replay_decisions
+from toolguard.calibration.policies.check import effective_rules, policy_problems
+from toolguard.calibration.policies.replay import PolicyReplay, replay_decisions
 from toolguard.guard.call_record import CallRecord
 from toolguard.guard.decision import Decision, Reading
 from toolguard.guard.policy import Policy

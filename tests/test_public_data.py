@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from toolguard.calibration.dataset import open_dataset
-from toolguard.calibration.splits import leak_check, make_splits
+from toolguard.calibration.datasets.dataset import open_dataset
+from toolguard.calibration.datasets.splits import leak_check, make_splits
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = Path(os.environ.get("TOOLGUARD_DATA") or ROOT / ".." / "shared" / "data")

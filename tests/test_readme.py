@@ -12,7 +12,7 @@ import click
 import pytest
 
 from toolguard.calibration.cli import toolguard
-from toolguard.calibration.dataset import build_record
+from toolguard.calibration.datasets.dataset import build_record
 from toolguard.guard import errors
 from toolguard.guard.errors import ToolguardError
 from toolguard.guard.policy import Policy

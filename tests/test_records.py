@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from toolguard.calibration.records import Call, MenuEntry, Message, Record
+from toolguard.calibration.datasets.records import Call, MenuEntry, Message, Record
 from toolguard.guard.errors import ConfigError
 from toolguard.guard.tools import Menu, Tool
 

@@ -13,7 +13,7 @@ from training_fixtures import catalog_tokenizer, tiny_agent, write_data
 from toolguard.adapters.loading import load_model
 from toolguard.adapters.wire import get_format
 from toolguard.calibration.cli import toolguard
-from toolguard.calibration.named_readout import NamedStates, fit_named
+from toolguard.calibration.fitting.named_readout import NamedStates, fit_named
 from toolguard.calibration.replication.claims import SECTIONS
 from toolguard.calibration.replication.readability import (
     ReadabilityOptions,

@@ -14,6 +14,7 @@ import pytest
 import torch
 from reported_profiles import EVALUATION, MARKUP, ODD_NAME, RATE, Reported, reported
 
+from toolguard.calibration.measuring.risk_coverage import risk_coverage
 from toolguard.calibration.report.decision_examples import example_groups, tier_verdicts
 from toolguard.calibration.report.evaluation_section import evaluation_section
 from toolguard.calibration.report.figures import risk_at
@@ -38,7 +39,6 @@ from toolguard.calibration.report.tested_calls import (
     calibration_hash,
 )
 from toolguard.calibration.report.tool_map import map_tools
-from toolguard.calibration.risk_coverage import risk_coverage
 from toolguard.guard.errors import ArtifactMismatch, ConfigError
 from toolguard.guard.rate import undetermined, wilson
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.stats import beta, binom
 
-from toolguard.calibration.risk import (
+from toolguard.calibration.guarantee.risk import (
     choose_threshold,
     label_free_thresholds,
     last_rejected,

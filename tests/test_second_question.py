@@ -16,8 +16,8 @@ from toolguard.adapters.loading import LoadedModel
 from toolguard.adapters.second_question import favourite_between
 from toolguard.adapters.turn_result import GuardedResult
 from toolguard.calibration.correction.methods import METHODS, targets_of
-from toolguard.calibration.judged_calls import JudgedCall
-from toolguard.calibration.records import Record
+from toolguard.calibration.datasets.records import Record
+from toolguard.calibration.labels.judged_calls import JudgedCall
 from toolguard.guard.decision import Decision
 from toolguard.guard.errors import ReadoutError
 from toolguard.guard.tools import Menu

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from toolguard.calibration.signal_choice import (
+from toolguard.calibration.fitting.signal_choice import (
     PENALTIES,
     FoldedCalls,
     best_penalty,

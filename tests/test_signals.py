@@ -10,9 +10,9 @@ import pytest
 import torch
 from synthetic_calls import made_calls
 
-from toolguard.calibration.fit_input import FitOptions
-from toolguard.calibration.fit_profile import fit_profile
-from toolguard.calibration.labelled_calls import Readings, menu_scores, signals_of
+from toolguard.calibration.fitting.fit_input import FitOptions
+from toolguard.calibration.fitting.fit_profile import fit_profile
+from toolguard.calibration.labels.labelled_calls import Readings, menu_scores, signals_of
 from toolguard.guard.errors import ReadoutError
 from toolguard.guard.guard import Evidence, Guard
 from toolguard.guard.policy import Policy

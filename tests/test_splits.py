@@ -8,8 +8,8 @@ from dataclasses import replace
 
 import pytest
 
-from toolguard.calibration.records import Record
-from toolguard.calibration.splits import (
+from toolguard.calibration.datasets.records import Record
+from toolguard.calibration.datasets.splits import (
     SPLITS,
     SplitFractions,
     SplitItem,

@@ -9,8 +9,8 @@ import pytest
 import torch
 from test_collect import HERMES, LAYERS, QUERIES, assert_identical, no_skip, record
 
-from toolguard.calibration.collect import Observation, collect
-from toolguard.calibration.spool import KEY_FILE, Spool
+from toolguard.calibration.reading.collect import Observation, collect
+from toolguard.calibration.reading.spool import KEY_FILE, Spool
 from toolguard.guard.errors import ConfigError, ShapeError
 
 KEY = {"model": "abc", "data": "def", "layers": [0, 2]}

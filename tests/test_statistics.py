@@ -8,7 +8,7 @@ import pytest
 import torch
 from sklearn.covariance import OAS
 
-from toolguard.calibration.statistics import ToolStatistics, oas_shrinkage
+from toolguard.calibration.fitting.statistics import ToolStatistics, oas_shrinkage
 from toolguard.guard.errors import CalibrationError, ShapeError
 
 TOOLS, DIM = 4, 7

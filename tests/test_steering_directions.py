@@ -9,8 +9,8 @@ from fakes import fake_profile
 
 from toolguard.adapters.loading import wrap_model
 from toolguard.adapters.wire import get_format
-from toolguard.calibration.prompts import PromptWriter
-from toolguard.calibration.records import Record
+from toolguard.calibration.datasets.records import Record
+from toolguard.calibration.reading.prompts import PromptWriter
 from toolguard.calibration.steering_lab.directions import (
     DIRECTIONS,
     Directions,

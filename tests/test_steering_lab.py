@@ -12,9 +12,9 @@ from made_data import NAMES, labelled, random_agent, unlabelled, write
 from toolguard.adapters.loading import load_model
 from toolguard.adapters.wire import get_format
 from toolguard.calibration.cli import CommandEntry, LazyGroup, toolguard
-from toolguard.calibration.near_duplicates import query_fingerprint, query_fingerprints
-from toolguard.calibration.prompts import PromptWriter
-from toolguard.calibration.records import Record
+from toolguard.calibration.datasets.near_duplicates import query_fingerprint, query_fingerprints
+from toolguard.calibration.datasets.records import Record
+from toolguard.calibration.reading.prompts import PromptWriter
 from toolguard.calibration.steering_lab.lab_options import LabOptions, chosen_layers
 from toolguard.calibration.steering_lab.lab_table import lab_table, percent
 from toolguard.calibration.steering_lab.laboratory import run_laboratory

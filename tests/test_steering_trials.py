@@ -9,10 +9,10 @@ import torch
 from toolguard.adapters.blocks import tap_blocks
 from toolguard.adapters.loading import wrap_model
 from toolguard.adapters.wire import get_format
-from toolguard.calibration.collect import collect
-from toolguard.calibration.generation import turn_text
-from toolguard.calibration.prompts import PromptWriter
-from toolguard.calibration.records import Call, Record
+from toolguard.calibration.datasets.records import Call, Record
+from toolguard.calibration.reading.collect import collect
+from toolguard.calibration.reading.generation import turn_text
+from toolguard.calibration.reading.prompts import PromptWriter
 from toolguard.calibration.steering_lab.changes import LogitBias, Push
 from toolguard.calibration.steering_lab.reading import LabReader
 from toolguard.calibration.steering_lab.trials import Trial, TrialBench

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from toolguard.adapters.decision_token import name_tokens
 from toolguard.adapters.wire.detection import detect_format
 from toolguard.adapters.wire.hermes import Hermes
-from toolguard.calibration.dataset import open_dataset
+from toolguard.calibration.datasets.dataset import open_dataset
 from toolguard.calibration.training.agent import held_out_cases, tokenizer_texts, training_pools
 from toolguard.calibration.training.architecture import CONTEXT, VOCABULARY
 from toolguard.calibration.training.catalog import base_menu, load_catalog
@@ -53,6 +53,17 @@ def tokenizer():
 
 def ids_by_query(folder):
     return {record.query: record.id for record in open_dataset([folder])}
+
+
+def test_what_a_recipe_is_chosen_on_is_not_learned():
+    """Templates of held-out tenths leave the training pool, and only they are read for progress."""
+    (kept,) = training_pools(None, range(6), (5,))
+    held = catalog_pool("train", (5,))
+    for name, entry in load_catalog().tools.items():
+        assert not set(kept.templates[name]) & set(held.templates[name])
+        assert {*kept.templates[name], *held.templates[name]} == set(entry.train)
+    cases = held_out_cases(None, (5,), 60, seed=0)["catalog"]
+    assert sum(len(case.examples) for case in cases) == 60
 
 
 def test_tenths_follow_the_published_rule():

@@ -6,9 +6,9 @@ import pytest
 
 from toolguard.adapters.loading import load_model
 from toolguard.adapters.wire import get_format
-from toolguard.calibration.call_check import OUTCOMES
-from toolguard.calibration.records import Record
-from toolguard.calibration.turn_outcomes import measure_turns, write_turns
+from toolguard.calibration.datasets.records import Record
+from toolguard.calibration.labels.call_check import OUTCOMES
+from toolguard.calibration.labels.turn_outcomes import measure_turns, write_turns
 
 HERMES = get_format("hermes")
 

@@ -14,12 +14,12 @@ from tiny_tokenizers import MISTRAL, with_template
 
 from toolguard.adapters.loading import wrap_model
 from toolguard.adapters.wire import get_format
-from toolguard.calibration.collect import collect
-from toolguard.calibration.judged_calls import CallJudge
-from toolguard.calibration.packed_rows import PlainRow
-from toolguard.calibration.prompts import PromptWriter
-from toolguard.calibration.records import Record
-from toolguard.calibration.row_packs import RowPacker
+from toolguard.calibration.datasets.records import Record
+from toolguard.calibration.labels.judged_calls import CallJudge
+from toolguard.calibration.reading.collect import collect
+from toolguard.calibration.reading.packed_rows import PlainRow
+from toolguard.calibration.reading.prompts import PromptWriter
+from toolguard.calibration.reading.row_packs import RowPacker
 from toolguard.calibration.votes.catalogue import all_votes
 from toolguard.calibration.votes.gathering import Gatherer, GatherOptions
 from toolguard.calibration.votes.logit_lens import lens_margins

@@ -11,7 +11,7 @@ import pytest
 import torch
 from vote_evidence import NAMES, made_call, made_evidence
 
-from toolguard.calibration.metrics import auroc
+from toolguard.calibration.measuring.metrics import auroc
 from toolguard.calibration.votes.catalogue import all_votes, choose_votes, names_of
 from toolguard.calibration.votes.cross_fitting import FittedVote, check_folds, fold_calls
 from toolguard.calibration.votes.evidence import VoteEvidence, WrittenCall

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from toolguard.calibration.collect import Observation
-from toolguard.calibration.judged_calls import JudgedCall
-from toolguard.calibration.name_walk import FirstBranch
-from toolguard.calibration.records import Record
+from toolguard.calibration.datasets.records import Record
+from toolguard.calibration.labels.judged_calls import JudgedCall
+from toolguard.calibration.reading.collect import Observation
+from toolguard.calibration.reading.name_walk import FirstBranch
 from toolguard.calibration.votes.cross_fitting import fold_calls
 from toolguard.calibration.votes.evidence import CallEvidence, VoteEvidence
 from toolguard.guard.readout import margin

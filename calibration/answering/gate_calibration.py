@@ -12,9 +12,9 @@ import numpy as np
 from toolguard.calibration.answering.gate_fit import fit_gate, gate_risks
 from toolguard.calibration.answering.measurement import refuse_shared, signal_rates, starts
 from toolguard.calibration.answering.openings import Opening
-from toolguard.calibration.fit_profile import STANDING_TARGETS, risk_entry
-from toolguard.calibration.risk import choose_threshold, measure_risk
-from toolguard.calibration.splits import SPLITS, Split
+from toolguard.calibration.datasets.splits import SPLITS, Split
+from toolguard.calibration.fitting.fit_profile import STANDING_TARGETS, risk_entry
+from toolguard.calibration.guarantee.risk import choose_threshold, measure_risk
 from toolguard.guard.answer_gate import AnswerGate
 from toolguard.guard.profile_meta import NoCallEntry, NoCallKind, RiskEntry
 from toolguard.guard.rate import wilson

@@ -17,11 +17,11 @@ from torch import Tensor
 
 from toolguard.calibration.answering.labels import NO_CALL_KINDS
 from toolguard.calibration.answering.openings import Opening
-from toolguard.calibration.fit_calibrator import fit_calibrator
-from toolguard.calibration.layer_choice import assign_folds
-from toolguard.calibration.metrics import auroc
-from toolguard.calibration.splits import SplitItem
-from toolguard.calibration.statistics import ToolStatistics
+from toolguard.calibration.datasets.splits import SplitItem
+from toolguard.calibration.fitting.fit_calibrator import fit_calibrator
+from toolguard.calibration.fitting.layer_choice import assign_folds
+from toolguard.calibration.fitting.statistics import ToolStatistics
+from toolguard.calibration.measuring.metrics import auroc
 from toolguard.guard.answer_gate import AnswerGate
 from toolguard.guard.errors import CalibrationError
 from toolguard.guard.profile_meta import CallOrAnswer, CovarianceTarget, NoCallEntry, NoCallKind

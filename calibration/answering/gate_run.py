@@ -20,16 +20,14 @@ from toolguard.calibration.answering.gate_calibration import (
 from toolguard.calibration.answering.gate_fit import FEWEST, kinds_in
 from toolguard.calibration.answering.labels import next_step
 from toolguard.calibration.answering.openings import Opening, read_openings
-from toolguard.calibration.fit_profile import signed_fingerprints
-from toolguard.calibration.near_duplicates import (
+from toolguard.calibration.datasets.near_duplicates import (
     group_near_duplicates,
     query_fingerprints,
     query_tokens,
 )
-from toolguard.calibration.record_choice import ChosenRecords, drawn_ids
-from toolguard.calibration.records import Record
-from toolguard.calibration.row_packs import BATCH_TOKENS
-from toolguard.calibration.splits import (
+from toolguard.calibration.datasets.record_choice import ChosenRecords, drawn_ids
+from toolguard.calibration.datasets.records import Record
+from toolguard.calibration.datasets.splits import (
     SPLITS,
     Split,
     SplitFractions,
@@ -37,6 +35,8 @@ from toolguard.calibration.splits import (
     Splits,
     make_splits,
 )
+from toolguard.calibration.fitting.fit_profile import signed_fingerprints
+from toolguard.calibration.reading.row_packs import BATCH_TOKENS
 from toolguard.guard.errors import CalibrationError
 from toolguard.guard.profile import Profile
 

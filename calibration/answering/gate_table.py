@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from toolguard.calibration.rate_text import rate_text
+from toolguard.calibration.measuring.rate_text import rate_text
 from toolguard.guard.profile_meta import CallOrAnswer
 
 WORDS = {"answer": "should be an answer", "ask": "should be a question"}

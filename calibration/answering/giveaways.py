@@ -15,8 +15,8 @@ import torch
 from numpy.typing import NDArray
 
 from toolguard.calibration.answering.openings import Opening
-from toolguard.calibration.near_duplicates import query_tokens
-from toolguard.calibration.statistics import ToolStatistics
+from toolguard.calibration.datasets.near_duplicates import query_tokens
+from toolguard.calibration.fitting.statistics import ToolStatistics
 from toolguard.guard.readout import build_readout
 
 Floats = NDArray[np.float64]

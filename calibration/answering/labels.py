@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from toolguard.calibration.records import Record
+from toolguard.calibration.datasets.records import Record
 from toolguard.guard.profile_meta import NoCallKind
 
 NextStep = Literal["call", "answer", "ask"]

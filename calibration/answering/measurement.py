@@ -25,9 +25,9 @@ from toolguard.calibration.answering.gate_fit import (
 from toolguard.calibration.answering.giveaways import prompt_size_risks, query_word_risks
 from toolguard.calibration.answering.openings import Opening
 from toolguard.calibration.answering.operating_point import passed_at_kept
-from toolguard.calibration.metrics import auroc, paired_difference
-from toolguard.calibration.near_duplicates import query_fingerprint
-from toolguard.calibration.statistics import ToolStatistics
+from toolguard.calibration.datasets.near_duplicates import query_fingerprint
+from toolguard.calibration.fitting.statistics import ToolStatistics
+from toolguard.calibration.measuring.metrics import auroc, paired_difference
 from toolguard.guard.errors import CalibrationError
 from toolguard.guard.profile_meta import NoCallKind
 from toolguard.guard.rate import wilson

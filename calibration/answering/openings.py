@@ -18,13 +18,13 @@ from torch import Tensor
 from toolguard.adapters.loading import LoadedModel
 from toolguard.adapters.wire import WireFormat
 from toolguard.calibration.answering.labels import NextStep, next_step
-from toolguard.calibration.decisions import read_decisions
-from toolguard.calibration.packed_rows import Rows
-from toolguard.calibration.prompt_groups import prompt_groups
-from toolguard.calibration.prompts import OnSkip, Prompt, PromptGroup, PromptWriter
-from toolguard.calibration.records import Record
-from toolguard.calibration.row_packs import BATCH_TOKENS, RowPacker
-from toolguard.calibration.shared_text import Ids
+from toolguard.calibration.datasets.records import Record
+from toolguard.calibration.reading.decisions import read_decisions
+from toolguard.calibration.reading.packed_rows import Rows
+from toolguard.calibration.reading.prompt_groups import prompt_groups
+from toolguard.calibration.reading.prompts import OnSkip, Prompt, PromptGroup, PromptWriter
+from toolguard.calibration.reading.row_packs import BATCH_TOKENS, RowPacker
+from toolguard.calibration.reading.shared_text import Ids
 from toolguard.guard.answer_gate import opening_log_odds, opening_tokens
 
 WINDOW = 2048  # records looked at together; bounds the memory

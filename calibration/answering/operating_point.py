@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from toolguard.calibration.metrics import checked_outcomes
+from toolguard.calibration.measuring.metrics import checked_outcomes
 from toolguard.guard.errors import CalibrationError
 from toolguard.guard.rate import Rate, undetermined, wilson
 

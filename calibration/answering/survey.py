@@ -13,10 +13,10 @@ from toolguard.calibration.answering.gate_calibration import gate_metrics
 from toolguard.calibration.answering.labels import next_step
 from toolguard.calibration.answering.measurement import measure_openings
 from toolguard.calibration.answering.openings import Opening, read_openings
-from toolguard.calibration.near_duplicates import query_fingerprint
-from toolguard.calibration.record_choice import drawn_ids
-from toolguard.calibration.records import Record
-from toolguard.calibration.row_packs import BATCH_TOKENS
+from toolguard.calibration.datasets.near_duplicates import query_fingerprint
+from toolguard.calibration.datasets.record_choice import drawn_ids
+from toolguard.calibration.datasets.records import Record
+from toolguard.calibration.reading.row_packs import BATCH_TOKENS
 from toolguard.guard.errors import CalibrationError, ToolguardError
 from toolguard.guard.profile import Profile
 

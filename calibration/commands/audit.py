@@ -14,8 +14,8 @@ import click
 
 from toolguard.adapters.audit_store import Anchor, AuditStore, StoredEvent
 from toolguard.adapters.audit_store.event import KINDS
-from toolguard.calibration.audit_export import ExportFormat, export_events
-from toolguard.calibration.audit_text import (
+from toolguard.calibration.audits.export import ExportFormat, export_events
+from toolguard.calibration.audits.text import (
     event_json,
     event_lines,
     event_table,

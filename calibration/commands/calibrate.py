@@ -14,8 +14,16 @@ from tqdm import tqdm
 
 from toolguard.adapters.guarded_agent import model_facts
 from toolguard.adapters.loading import LoadedModel
-from toolguard.calibration.add_tools import ToolUpdate
-from toolguard.calibration.calibration_run import (
+from toolguard.calibration.command_model import open_model
+from toolguard.calibration.command_options import json_option, model_options, write_json
+from toolguard.calibration.datasets.dataset import RecordProblem, open_dataset
+from toolguard.calibration.datasets.record_choice import (
+    ChosenRecords,
+    choose_records,
+    read_menu_file,
+)
+from toolguard.calibration.fitting.add_tools import ToolUpdate
+from toolguard.calibration.fitting.calibration_run import (
     Progress,
     RunOptions,
     SkippedRecord,
@@ -23,13 +31,9 @@ from toolguard.calibration.calibration_run import (
     extend,
     parse_layers,
 )
-from toolguard.calibration.collect import BATCH_TOKENS
-from toolguard.calibration.command_model import open_model
-from toolguard.calibration.command_options import json_option, model_options, write_json
-from toolguard.calibration.dataset import RecordProblem, open_dataset
-from toolguard.calibration.fit_input import FitOptions, Preset
-from toolguard.calibration.profile_table import profile_table
-from toolguard.calibration.record_choice import ChosenRecords, choose_records, read_menu_file
+from toolguard.calibration.fitting.fit_input import FitOptions, Preset
+from toolguard.calibration.fitting.profile_table import profile_table
+from toolguard.calibration.reading.collect import BATCH_TOKENS
 from toolguard.guard.policy import Policy
 from toolguard.guard.profile import Profile
 from toolguard.guard.signals import SIGNALS

@@ -11,12 +11,12 @@ from tqdm import tqdm
 from toolguard.adapters.guarded_agent import model_facts
 from toolguard.calibration.answering.gate_table import survey_table
 from toolguard.calibration.answering.survey import SurveyOptions, survey_call_or_answer
-from toolguard.calibration.calibration_run import parse_layers
 from toolguard.calibration.command_model import open_model
 from toolguard.calibration.command_options import json_option, model_options, write_json
-from toolguard.calibration.dataset import RecordProblem, open_dataset
-from toolguard.calibration.near_duplicates import query_fingerprint
-from toolguard.calibration.row_packs import BATCH_TOKENS
+from toolguard.calibration.datasets.dataset import RecordProblem, open_dataset
+from toolguard.calibration.datasets.near_duplicates import query_fingerprint
+from toolguard.calibration.fitting.calibration_run import parse_layers
+from toolguard.calibration.reading.row_packs import BATCH_TOKENS
 from toolguard.guard.profile import Profile
 
 _DEFAULT = SurveyOptions()

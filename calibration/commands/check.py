@@ -10,11 +10,11 @@ import click
 from toolguard.adapters.guarded_agent import model_facts
 from toolguard.adapters.loading import LoadedModel
 from toolguard.adapters.wire import WireFormat
-from toolguard.calibration.collect import collect
 from toolguard.calibration.command_model import open_model
 from toolguard.calibration.command_options import json_option, model_options, write_json
-from toolguard.calibration.menu_file import read_json_file, read_menu
-from toolguard.calibration.records import Record
+from toolguard.calibration.datasets.menu_file import read_json_file, read_menu
+from toolguard.calibration.datasets.records import Record
+from toolguard.calibration.reading.collect import collect
 from toolguard.guard.audit import decision_record
 from toolguard.guard.decision import Decision
 from toolguard.guard.errors import ConfigError, DatasetError, ToolguardError

@@ -18,10 +18,10 @@ from toolguard.calibration.correction.measurement import (
     CorrectionOptions,
     measure_correction,
 )
-from toolguard.calibration.dataset import RecordProblem, open_dataset
-from toolguard.calibration.fresh_calls import judge_fresh
-from toolguard.calibration.rate_text import rate_text
-from toolguard.calibration.record_choice import sample_records
+from toolguard.calibration.datasets.dataset import RecordProblem, open_dataset
+from toolguard.calibration.datasets.record_choice import sample_records
+from toolguard.calibration.labels.fresh_calls import judge_fresh
+from toolguard.calibration.measuring.rate_text import rate_text
 from toolguard.guard.profile import Profile
 
 

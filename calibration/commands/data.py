@@ -10,13 +10,13 @@ from typing import Any
 import click
 
 from toolguard.calibration.command_options import json_option, write_json
-from toolguard.calibration.dataset import Dataset, RecordProblem, open_dataset
+from toolguard.calibration.datasets.dataset import Dataset, RecordProblem, open_dataset
+from toolguard.calibration.datasets.own_data import write_curated
+from toolguard.calibration.datasets.records import Record
 from toolguard.calibration.importers.bfcl import import_bfcl
 from toolguard.calibration.importers.clinc150 import import_clinc150
 from toolguard.calibration.importers.snips import import_snips
 from toolguard.calibration.importers.upstream import ImportReport
-from toolguard.calibration.own_data import write_curated
-from toolguard.calibration.records import Record
 
 _IMPORTERS: dict[str, Callable[[Sequence[Path], Path], ImportReport]] = {
     "bfcl": import_bfcl,

@@ -14,10 +14,10 @@ from toolguard.adapters.guarded_agent import model_facts
 from toolguard.calibration.answering.gate_table import survey_table
 from toolguard.calibration.command_model import open_model
 from toolguard.calibration.command_options import json_option, model_options, write_json
-from toolguard.calibration.dataset import RecordProblem, open_dataset
-from toolguard.calibration.evaluation import EvaluationOptions, evaluate_profile
-from toolguard.calibration.layer_choice import FEWEST_ERRORS
-from toolguard.calibration.record_choice import sample_records
+from toolguard.calibration.datasets.dataset import RecordProblem, open_dataset
+from toolguard.calibration.datasets.record_choice import sample_records
+from toolguard.calibration.fitting.layer_choice import FEWEST_ERRORS
+from toolguard.calibration.measuring.evaluation import EvaluationOptions, evaluate_profile
 from toolguard.calibration.steering_lab.section import SECTION
 from toolguard.calibration.votes.catalogue import choose_votes
 from toolguard.guard.profile import Profile

@@ -9,14 +9,14 @@ import click
 from tqdm import tqdm
 
 from toolguard.adapters.guarded_agent import model_facts
-from toolguard.calibration.collect import BATCH_TOKENS
 from toolguard.calibration.command_model import open_model
 from toolguard.calibration.command_options import json_option, model_options, write_json
-from toolguard.calibration.dataset import RecordProblem, open_dataset
-from toolguard.calibration.fresh_calls import FreshCalls, judge_fresh
-from toolguard.calibration.guarantee import GuaranteeOptions, measure_guarantee
-from toolguard.calibration.guarantee_table import broken_targets, guarantee_table
-from toolguard.calibration.record_choice import sample_records
+from toolguard.calibration.datasets.dataset import RecordProblem, open_dataset
+from toolguard.calibration.datasets.record_choice import sample_records
+from toolguard.calibration.guarantee.check import GuaranteeOptions, measure_guarantee
+from toolguard.calibration.guarantee.table import broken_targets, guarantee_table
+from toolguard.calibration.labels.fresh_calls import FreshCalls, judge_fresh
+from toolguard.calibration.reading.collect import BATCH_TOKENS
 from toolguard.guard.drift import FEWEST
 from toolguard.guard.policy import Policy
 from toolguard.guard.profile import Profile

@@ -11,14 +11,14 @@ from typing import Any
 import click
 
 from toolguard.calibration.command_options import json_option, write_json
-from toolguard.calibration.menu_file import read_menu
-from toolguard.calibration.policy_check import (
+from toolguard.calibration.datasets.menu_file import read_menu
+from toolguard.calibration.policies.check import (
     EffectiveRule,
     PolicyProblem,
     effective_rules,
     policy_problems,
 )
-from toolguard.calibration.policy_replay import (
+from toolguard.calibration.policies.replay import (
     Outcome,
     PolicyReplay,
     ReplayReport,

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from toolguard.calibration.command_options import json_option, write_json
-from toolguard.calibration.dataset import open_dataset
+from toolguard.calibration.datasets.dataset import open_dataset
 from toolguard.calibration.report.page import ReportInput, missing_parts, report_page
 from toolguard.calibration.report.tested_calls import TestedCalls
 from toolguard.guard.errors import ConfigError

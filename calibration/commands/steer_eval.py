@@ -11,8 +11,8 @@ from toolguard.adapters.guarded_agent import model_facts
 from toolguard.adapters.wire import WireFormat, get_format
 from toolguard.calibration.command_model import open_model
 from toolguard.calibration.command_options import json_option, model_options, write_json
-from toolguard.calibration.dataset import RecordProblem, open_dataset
-from toolguard.calibration.record_choice import sample_records
+from toolguard.calibration.datasets.dataset import RecordProblem, open_dataset
+from toolguard.calibration.datasets.record_choice import sample_records
 from toolguard.calibration.steering_lab.lab_options import LabOptions
 from toolguard.calibration.steering_lab.lab_table import lab_table
 from toolguard.calibration.steering_lab.laboratory import run_laboratory

@@ -109,7 +109,7 @@ def command() -> None:
     "held_out_tenths",
     type=click.IntRange(0, 9),
     multiple=True,
-    help="Also log the accuracy on this tenth of the human records; may be repeated.",
+    help="Learn nothing of this tenth and log the accuracy on it; may be repeated.",
 )
 @click.option("--device", default="cpu", show_default=True, help="Torch device: cpu, cuda.")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads; default: torch's choice.")

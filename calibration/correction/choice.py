@@ -9,7 +9,6 @@ from typing import Any
 
 from toolguard.adapters.loading import LoadedModel
 from toolguard.adapters.wire import WireFormat
-from toolguard.calibration.collect import Observation
 from toolguard.calibration.correction.flagged import FlaggedCalls, flag_calls
 from toolguard.calibration.correction.measurement import (
     DEFAULT_OPTIONS,
@@ -17,9 +16,10 @@ from toolguard.calibration.correction.measurement import (
     measure_correction,
 )
 from toolguard.calibration.correction.methods import SERVED
-from toolguard.calibration.judged_calls import CallJudge
-from toolguard.calibration.near_duplicates import query_fingerprint
-from toolguard.calibration.records import Record
+from toolguard.calibration.datasets.near_duplicates import query_fingerprint
+from toolguard.calibration.datasets.records import Record
+from toolguard.calibration.labels.judged_calls import CallJudge
+from toolguard.calibration.reading.collect import Observation
 from toolguard.guard.errors import CalibrationError
 from toolguard.guard.profile import Profile
 

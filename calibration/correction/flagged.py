@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from toolguard.calibration.judged_calls import JudgedCall
+from toolguard.calibration.labels.judged_calls import JudgedCall
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

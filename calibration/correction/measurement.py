@@ -9,7 +9,6 @@ from typing import Any
 
 from toolguard.adapters.loading import LoadedModel
 from toolguard.adapters.wire import WireFormat
-from toolguard.calibration.call_check import OUTCOMES, Outcome, check_name
 from toolguard.calibration.correction.flagged import FlaggedCalls
 from toolguard.calibration.correction.methods import (
     KEEP,
@@ -20,9 +19,10 @@ from toolguard.calibration.correction.methods import (
 )
 from toolguard.calibration.correction.net_gain import net_gain
 from toolguard.calibration.correction.written_calls import Target, written_outcomes
-from toolguard.calibration.judged_calls import JudgedCall
-from toolguard.calibration.records import Record
-from toolguard.calibration.row_packs import BATCH_TOKENS
+from toolguard.calibration.datasets.records import Record
+from toolguard.calibration.labels.call_check import OUTCOMES, Outcome, check_name
+from toolguard.calibration.labels.judged_calls import JudgedCall
+from toolguard.calibration.reading.row_packs import BATCH_TOKENS
 from toolguard.guard.errors import ToolguardError
 from toolguard.guard.profile import Profile
 from toolguard.guard.rate import wilson

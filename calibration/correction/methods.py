@@ -8,11 +8,11 @@ from typing import Any
 
 from toolguard.adapters.loading import LoadedModel
 from toolguard.adapters.wire import WireFormat
-from toolguard.calibration.collect import collect
 from toolguard.calibration.correction.questions import between_two, contrast, re_ask
-from toolguard.calibration.judged_calls import JudgedCall
-from toolguard.calibration.records import Record
-from toolguard.calibration.row_packs import BATCH_TOKENS
+from toolguard.calibration.datasets.records import Record
+from toolguard.calibration.labels.judged_calls import JudgedCall
+from toolguard.calibration.reading.collect import collect
+from toolguard.calibration.reading.row_packs import BATCH_TOKENS
 from toolguard.guard.errors import ToolguardError
 
 Targets = Mapping[str, str]

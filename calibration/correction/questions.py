@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from toolguard.calibration.judged_calls import JudgedCall
-from toolguard.calibration.records import Message, Record
+from toolguard.calibration.datasets.records import Message, Record
+from toolguard.calibration.labels.judged_calls import JudgedCall
 from toolguard.guard.tools import Menu, Tool
 
 

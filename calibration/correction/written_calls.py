@@ -7,12 +7,12 @@ from collections.abc import Iterable
 
 from toolguard.adapters.loading import LoadedModel
 from toolguard.adapters.wire import WireFormat
-from toolguard.calibration.call_check import Outcome, check_call, check_name
-from toolguard.calibration.generation import turn_text
-from toolguard.calibration.prompt_groups import prompt_groups
-from toolguard.calibration.prompts import OnSkip, PromptWriter
-from toolguard.calibration.records import Record
-from toolguard.calibration.row_packs import BATCH_TOKENS
+from toolguard.calibration.datasets.records import Record
+from toolguard.calibration.labels.call_check import Outcome, check_call, check_name
+from toolguard.calibration.reading.generation import turn_text
+from toolguard.calibration.reading.prompt_groups import prompt_groups
+from toolguard.calibration.reading.prompts import OnSkip, PromptWriter
+from toolguard.calibration.reading.row_packs import BATCH_TOKENS
 from toolguard.calibration.steering_lab.trials import Trial, TrialBench
 
 Target = tuple[str, str]

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
-from toolguard.calibration.dataset import (
+from toolguard.calibration.datasets.dataset import (
     MENUS_FILE,
     RECORDS_FILE,
     RecordProblem,

@@ -10,12 +10,17 @@ from typing import Any, Literal
 
 from toolguard.adapters.loading import LoadedModel
 from toolguard.adapters.wire import WireFormat
-from toolguard.calibration.calibration_run import Progress, RunOptions, calibrate, parse_layers
-from toolguard.calibration.collect import BATCH_TOKENS
-from toolguard.calibration.evaluation import EvaluationOptions, evaluate_profile
-from toolguard.calibration.fit_input import FitOptions, Preset
-from toolguard.calibration.record_choice import ChosenRecords, choose_records
-from toolguard.calibration.records import Record
+from toolguard.calibration.datasets.record_choice import ChosenRecords, choose_records
+from toolguard.calibration.datasets.records import Record
+from toolguard.calibration.fitting.calibration_run import (
+    Progress,
+    RunOptions,
+    calibrate,
+    parse_layers,
+)
+from toolguard.calibration.fitting.fit_input import FitOptions, Preset
+from toolguard.calibration.measuring.evaluation import EvaluationOptions, evaluate_profile
+from toolguard.calibration.reading.collect import BATCH_TOKENS
 from toolguard.calibration.replication.readability import ReadabilityOptions, measure_readability
 from toolguard.calibration.replication.sources import write_dataset
 from toolguard.calibration.steering_lab.lab_options import LabOptions

@@ -15,10 +15,10 @@ import torch
 
 from toolguard.adapters.loading import LoadedModel
 from toolguard.adapters.wire import WireFormat
-from toolguard.calibration.collect import BATCH_TOKENS, Observation, collect
-from toolguard.calibration.named_readout import NamedStates, fit_named
-from toolguard.calibration.records import Record
-from toolguard.calibration.turn_outcomes import write_turns
+from toolguard.calibration.datasets.records import Record
+from toolguard.calibration.fitting.named_readout import NamedStates, fit_named
+from toolguard.calibration.labels.turn_outcomes import write_turns
+from toolguard.calibration.reading.collect import BATCH_TOKENS, Observation, collect
 from toolguard.calibration.votes.cross_fitting import check_folds, fold_calls
 from toolguard.calibration.votes.mean_votes import PAPER_QUERIES
 from toolguard.guard.errors import CalibrationError

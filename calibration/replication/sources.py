@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from toolguard.calibration.dataset import MENUS_FILE, RECORDS_FILE, Dataset, open_dataset
-from toolguard.calibration.records import Record
+from toolguard.calibration.datasets.dataset import MENUS_FILE, RECORDS_FILE, Dataset, open_dataset
+from toolguard.calibration.datasets.records import Record
 from toolguard.calibration.training.card import TrainingFacts
 from toolguard.calibration.training.card_records import (
     capped,

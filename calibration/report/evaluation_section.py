@@ -6,11 +6,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from toolguard.calibration.measuring.risk_coverage import CoveragePoint
 from toolguard.calibration.report.figures import Figure, Key, signal_name, signal_style
 from toolguard.calibration.report.line_charts import Curve, Sweep, coverage_chart, layer_chart
 from toolguard.calibration.report.profile_sections import TurnRow, turn_rows
 from toolguard.calibration.report.stored_metrics import dug, rate_at, words_at
-from toolguard.calibration.risk_coverage import CoveragePoint
 from toolguard.guard.rate import Rate
 
 _COLOURED = 6  # votes with a colour of their own; the rest are thin and grey

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from markupsafe import Markup
 
-from toolguard.calibration.labelled_calls import Booleans, Floats
+from toolguard.calibration.labels.labelled_calls import Booleans, Floats
+from toolguard.calibration.measuring.risk_coverage import CoveragePoint, risk_coverage
 from toolguard.calibration.report.line_charts import (
     Curve,
     Sweep,
@@ -23,7 +24,6 @@ from toolguard.calibration.report.plot import per_cent
 from toolguard.calibration.report.stored_metrics import dug
 from toolguard.calibration.report.tested_calls import TestedCalls
 from toolguard.calibration.report.tool_map import map_tools
-from toolguard.calibration.risk_coverage import CoveragePoint, risk_coverage
 from toolguard.guard.profile import Profile
 from toolguard.guard.profile_meta import ProfileMeta
 from toolguard.guard.rate import Rate, undetermined, wilson

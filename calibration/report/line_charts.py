@@ -8,9 +8,9 @@ from typing import Any
 
 from markupsafe import Markup
 
+from toolguard.calibration.measuring.risk_coverage import CoveragePoint
 from toolguard.calibration.report.outcomes import ReliabilityBin
 from toolguard.calibration.report.plot import Frame, Point, axis, frame, per_cent
-from toolguard.calibration.risk_coverage import CoveragePoint
 
 _HEADROOM = 1.08
 _TALLEST = 2.0  # of the error rate of all calls; what lies above is cut off

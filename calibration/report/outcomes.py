@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from toolguard.calibration.labelled_calls import Booleans, Floats
-from toolguard.calibration.metrics import equal_mass_groups
+from toolguard.calibration.labels.labelled_calls import Booleans, Floats
+from toolguard.calibration.measuring.metrics import equal_mass_groups
 from toolguard.calibration.report.tested_calls import TestedCall
 from toolguard.guard.profile_meta import ProfileTool
 from toolguard.guard.rate import Rate, wilson

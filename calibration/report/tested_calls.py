@@ -15,8 +15,8 @@ from typing import Annotated, Any, Literal, Self
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from toolguard.calibration.fit_input import CollectedCalls
-from toolguard.calibration.labelled_calls import (
+from toolguard.calibration.fitting.fit_input import CollectedCalls
+from toolguard.calibration.labels.labelled_calls import (
     Booleans,
     Floats,
     HiddenBatch,

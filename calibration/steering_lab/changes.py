@@ -10,7 +10,7 @@ from torch import Tensor
 
 from toolguard.adapters.blocks import tap_blocks
 from toolguard.adapters.loading import LoadedModel
-from toolguard.calibration.packed_rows import Rows
+from toolguard.calibration.reading.packed_rows import Rows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from toolguard.calibration.packed_rows import Rows
+from toolguard.calibration.reading.packed_rows import Rows
 from toolguard.guard.trie import ROOT, NameTrie
 
 

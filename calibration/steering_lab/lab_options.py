@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from toolguard.calibration.collect import BATCH_TOKENS
+from toolguard.calibration.reading.collect import BATCH_TOKENS
 from toolguard.calibration.steering_lab.settings import METHODS, Method
 from toolguard.guard.errors import ConfigError
 

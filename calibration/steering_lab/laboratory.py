@@ -7,7 +7,7 @@ from typing import Any
 
 from toolguard.adapters.loading import LoadedModel
 from toolguard.adapters.wire import WireFormat
-from toolguard.calibration.records import Record
+from toolguard.calibration.datasets.records import Record
 from toolguard.calibration.steering_lab.format_lab import FormatLab
 from toolguard.calibration.steering_lab.lab_options import LabOptions, chosen_layers
 from toolguard.calibration.steering_lab.subjects import part_records

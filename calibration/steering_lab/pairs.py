@@ -8,10 +8,10 @@ from itertools import islice, zip_longest
 from random import Random
 from typing import Literal, get_args
 
-from toolguard.calibration.prompt_groups import prompt_groups
-from toolguard.calibration.prompts import Prompt, PromptGroup, PromptWriter
-from toolguard.calibration.records import Record
-from toolguard.calibration.shared_text import Ids
+from toolguard.calibration.datasets.records import Record
+from toolguard.calibration.reading.prompt_groups import prompt_groups
+from toolguard.calibration.reading.prompts import Prompt, PromptGroup, PromptWriter
+from toolguard.calibration.reading.shared_text import Ids
 from toolguard.calibration.steering_lab.free_walk import node_after
 from toolguard.guard.errors import ToolguardError
 from toolguard.guard.trie import ROOT, NameTrie

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from toolguard.adapters.loading import LoadedModel
 from toolguard.adapters.wire import WireFormat
-from toolguard.calibration.collect import Observation, collect
-from toolguard.calibration.prompts import PromptWriter
-from toolguard.calibration.records import Record
+from toolguard.calibration.datasets.records import Record
+from toolguard.calibration.reading.collect import Observation, collect
+from toolguard.calibration.reading.prompts import PromptWriter
 from toolguard.calibration.steering_lab.pairs import Choice, grouped_prompts
 from toolguard.calibration.steering_lab.state_means import MeanSums, Opening, StateMeans
 from toolguard.calibration.steering_lab.trials import Trial, TrialBench

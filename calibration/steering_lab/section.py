@@ -8,8 +8,8 @@ from typing import Any
 
 from toolguard.adapters.loading import LoadedModel
 from toolguard.adapters.wire import WireFormat
-from toolguard.calibration.collect import BATCH_TOKENS
-from toolguard.calibration.prompts import PromptWriter
+from toolguard.calibration.reading.collect import BATCH_TOKENS
+from toolguard.calibration.reading.prompts import PromptWriter
 from toolguard.calibration.steering_lab.directions import Directions
 from toolguard.calibration.steering_lab.pairs import Choice, draw_pairs
 from toolguard.calibration.steering_lab.settings import Setting

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from random import Random
 from typing import Literal
 
-from toolguard.calibration.near_duplicates import (
+from toolguard.calibration.datasets.near_duplicates import (
     group_near_duplicates,
     query_fingerprint,
     query_fingerprints,
     query_tokens,
 )
-from toolguard.calibration.records import Record
-from toolguard.calibration.splits import SplitFractions, make_splits
+from toolguard.calibration.datasets.records import Record
+from toolguard.calibration.datasets.splits import SplitFractions, make_splits
 from toolguard.guard.errors import CalibrationError, DatasetError
 
 Turns = Literal["single", "multi"]

@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 
 from toolguard.adapters.loading import LoadedModel
-from toolguard.calibration.decisions import read_decisions
-from toolguard.calibration.generation import end_tokens, write_greedily
-from toolguard.calibration.packed_rows import Rows
-from toolguard.calibration.prompts import Prompt, context_length
-from toolguard.calibration.row_packs import BATCH_TOKENS, RowPacker
-from toolguard.calibration.shared_text import Ids, as_ids
+from toolguard.calibration.reading.decisions import read_decisions
+from toolguard.calibration.reading.generation import end_tokens, write_greedily
+from toolguard.calibration.reading.packed_rows import Rows
+from toolguard.calibration.reading.prompts import Prompt, context_length
+from toolguard.calibration.reading.row_packs import BATCH_TOKENS, RowPacker
+from toolguard.calibration.reading.shared_text import Ids, as_ids
 from toolguard.calibration.steering_lab.changes import Change, Pushes, SteeredRows, with_biases
 from toolguard.calibration.steering_lab.free_walk import (
     name_begun_by,

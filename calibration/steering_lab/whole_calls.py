@@ -8,10 +8,10 @@ from typing import Any
 
 from toolguard.adapters.loading import LoadedModel
 from toolguard.adapters.wire import WireFormat
-from toolguard.calibration.argument_match import accepted_arguments, same_value
-from toolguard.calibration.generation import turn_text
-from toolguard.calibration.records import Record
-from toolguard.calibration.schema_fit import fits_schema
+from toolguard.calibration.datasets.records import Record
+from toolguard.calibration.labels.argument_match import accepted_arguments, same_value
+from toolguard.calibration.labels.schema_fit import fits_schema
+from toolguard.calibration.reading.generation import turn_text
 from toolguard.calibration.steering_lab.directions import Directions
 from toolguard.calibration.steering_lab.pairs import Pair
 from toolguard.calibration.steering_lab.settings import Setting, try_settings

@@ -73,17 +73,31 @@ def _draws(pool: Pool, name: str, rng: Random) -> list[Example]:
     return [pool.draw_example(name, rng) for _ in range(TOKENIZER_DRAWS)]
 
 
-def training_pools(data: Path | None, tenths: Sequence[int]) -> list[Pool]:
-    """Return the catalogue and, where `data` is given, the human-written queries of `tenths`."""
+def training_pools(
+    data: Path | None, tenths: Sequence[int], held_out_tenths: Sequence[int] = ()
+) -> list[Pool]:
+    """Return the catalogue and, where `data` is given, the human-written queries of `tenths`.
+
+    Args:
+        data: folder of the human-written sources.
+        tenths: which of their records.
+        held_out_tenths: the catalogue's training templates of these tenths are left out.
+    """
     humans = human_pools(data, tenths) if data else []
-    return [catalog_pool("train"), *humans]
+    kept = [tenth for tenth in range(10) if tenth not in held_out_tenths]
+    return [catalog_pool("train", kept), *humans]
 
 
 def held_out_cases(
     data: Path | None, tenths: Sequence[int], count: int, seed: int
 ) -> dict[str, list[Case]]:
-    """Return test frames of the catalogue and human queries of other tenths, by pool name."""
-    pools = [catalog_pool("test"), *(human_pools(data, tenths) if data else [])]
+    """Return queries to read progress on, by pool name.
+
+    With tenths, what a choice of recipe may look at: their training templates and human queries.
+    Without, test frames of the catalogue, which must not choose anything.
+    """
+    own = catalog_pool("train", tenths) if tenths else catalog_pool("test")
+    pools = [own, *(human_pools(data, tenths) if data and tenths else [])]
     return {
         pool.name: draw_cases(pool, size=MENU_SIZES[pool.name], count=count, seed=seed)
         for pool in pools
@@ -96,8 +110,8 @@ class Looks:
 
     Args:
         held_out: queries a source in the progress reading.
-        held_out_tenths: tenths that the progress reading draws human queries from; if empty, it
-            reads test frames of the catalogue alone.
+        held_out_tenths: tenths that nothing is learned from and progress is read on, so that a
+            recipe can be chosen; if empty, progress is read on test frames of the catalogue.
         keep_at: numbers of steps after which the agent as it is then is kept, in `out/steps/N`.
     """
 
@@ -136,18 +150,14 @@ def train_agent(
     keep_freed_memory()
     torch.manual_seed(recipe.seed)
     catalog = load_catalog()
-    pools = training_pools(data, tenths)
+    learned = [tenth for tenth in tenths if tenth not in looks.held_out_tenths]
+    pools = training_pools(data, learned, looks.held_out_tenths)
     out.mkdir(parents=True, exist_ok=True)
     tokenizer = _tokenizer(out, pools, catalog, recipe.seed)
     model = build_agent(tokenizer, shape)
     nn.Module.to(model, torch.device(device))  # the model's own `to` has no annotations
     builder = RowBuilder(tokenizer, catalog.refusals)
-    cases = held_out_cases(
-        data if looks.held_out_tenths else None,
-        looks.held_out_tenths,
-        looks.held_out,
-        recipe.seed,
-    )
+    cases = held_out_cases(data, looks.held_out_tenths, looks.held_out, recipe.seed)
 
     def evaluate() -> dict[str, float]:
         counts = {name: right_names(model, builder, drawn) for name, drawn in cases.items()}
@@ -156,14 +166,14 @@ def train_agent(
         }
 
     def keep(step: int) -> None:
-        facts = _facts(trainer, data, tenths) | {"steps_done": step}
+        facts = _facts(trainer, data, learned) | {"steps_done": step}
         _ship(copy.deepcopy(model), tokenizer, out / "steps" / str(step), facts)
 
     watch = Watch(evaluate=evaluate, keep=keep, keep_at=frozenset(looks.keep_at))
     drawn = [*pools, made_up_pool(recipe.seed)]
     trainer = Trainer(model, builder, drawn, recipe, out, watch)
     trainer.run()
-    return _ship(model, tokenizer, out / "agent", _facts(trainer, data, tenths))
+    return _ship(model, tokenizer, out / "agent", _facts(trainer, data, learned))
 
 
 def _tokenizer(

@@ -10,8 +10,8 @@ from collections.abc import Container, Iterable, Sequence
 from pathlib import Path
 from random import Random
 
-from toolguard.calibration.dataset import open_dataset
-from toolguard.calibration.records import Call, Record
+from toolguard.calibration.datasets.dataset import open_dataset
+from toolguard.calibration.datasets.records import Call, Record
 from toolguard.calibration.training.catalog import base_menu, curated_queries
 from toolguard.calibration.training.examples import (
     Example,

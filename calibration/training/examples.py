@@ -14,8 +14,8 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from toolguard.calibration.dataset import open_dataset
-from toolguard.calibration.records import Record
+from toolguard.calibration.datasets.dataset import open_dataset
+from toolguard.calibration.datasets.records import Record
 from toolguard.calibration.training.catalog import Catalog, is_fixed, load_catalog
 from toolguard.guard.errors import DatasetError
 from toolguard.guard.tools import Menu, Tool, ToolCall
@@ -77,6 +77,10 @@ class Pool:
         rng.shuffle(chosen)
         return [self.tools[name] for name in chosen]
 
+    def callable_names(self) -> list[str]:
+        """Return the names of the tools that have examples."""
+        return [name for name in self.tools if self.examples[name]]
+
     def draw_example(self, name: str, rng: Random) -> Example:
         """Return a random example that calls the tool `name`."""
         return rng.choice(self.examples[name])
@@ -95,14 +99,25 @@ class Pool:
 
 @dataclass(slots=True, kw_only=True)
 class CatalogPool(Pool):
-    """A pool whose examples are expanded from templates on every draw."""
+    """A pool whose examples are expanded from templates on every draw.
+
+    Args:
+        catalog: gives the words for the templates' slots.
+        templates: tool name -> its templates.
+        silent_templates: queries that call for no tool.
+    """
 
     catalog: Catalog
-    part: str
+    templates: Mapping[str, Sequence[str]]
+    silent_templates: Sequence[str]
+
+    def callable_names(self) -> list[str]:
+        """Return the names of the tools that have templates."""
+        return [name for name in self.tools if self.templates[name]]
 
     def draw_example(self, name: str, rng: Random) -> Example:
         """Return a fresh expansion of one of the tool's templates."""
-        templates = getattr(self.catalog.tools[name], self.part)
+        templates = self.templates[name]
         template = rng.choice(templates)
         if is_fixed(template) and rng.random() < REDRAW_FIXED:
             template = rng.choice(templates)
@@ -116,29 +131,41 @@ class CatalogPool(Pool):
         absent = [n for n in self.tools if all(tool.name != n for tool in menu)]
         if absent and rng.random() < 0.4:
             return Example(query=self.draw_example(rng.choice(absent), rng).query, call=None)
-        templates = (
-            self.catalog.no_tool_train if self.part == "train" else self.catalog.no_tool_test
-        )
-        return Example(query=self.catalog.expand(rng.choice(templates), rng).query, call=None)
+        template = rng.choice(self.silent_templates)
+        return Example(query=self.catalog.expand(template, rng).query, call=None)
 
 
-def catalog_pool(part: str = "train") -> CatalogPool:
-    """Return the project's own tools with the `train` or the `test` templates."""
-    catalog = load_catalog()
+def catalog_pool(part: str = "train", tenths: Iterable[int] = range(10)) -> CatalogPool:
+    """Return the project's own tools with the `train` or the `test` templates.
+
+    Args:
+        part: which templates.
+        tenths: of these, those whose text hashes to one of these tenths.
+    """
+    catalog, wanted = load_catalog(), frozenset(tenths)
+
+    def some(templates: Sequence[str]) -> list[str]:
+        return [template for template in templates if tenth_of(template) in wanted]
+
     tools = {name: entry.tool for name, entry in catalog.tools.items()}
+    silent = catalog.no_tool_train if part == "train" else catalog.no_tool_test
     return CatalogPool(
         name="catalog",
         tools=tools,
         groups=dict.fromkeys(tools, "catalog"),
         examples={name: [] for name in tools},
         catalog=catalog,
-        part=part,
+        templates={name: some(getattr(catalog.tools[name], part)) for name in tools},
+        silent_templates=some(silent),
     )
 
 
-def tenth_of(record_id: str) -> int:
-    """Return the record's tenth, 0 to 9; the agent learns from those below `TRAINING_TENTHS`."""
-    return int(hashlib.sha256(record_id.encode()).hexdigest(), 16) % 10
+def tenth_of(key: str) -> int:
+    """Return the tenth, 0 to 9, of a record by its id or of a template by its text.
+
+    The agent learns from the records below `TRAINING_TENTHS`.
+    """
+    return int(hashlib.sha256(key.encode()).hexdigest(), 16) % 10
 
 
 def _topic(record: Record) -> str:

@@ -46,7 +46,7 @@ def draw_cases(pool: Pool, *, size: int, count: int, seed: int, queries: int = 8
     rng = Random(seed)
     waiting = [
         example
-        for name in pool.tools
+        for name in pool.callable_names()
         for example in pool.examples[name] or [pool.draw_example(name, rng) for _ in range(_DRAWS)]
     ]
     rng.shuffle(waiting)

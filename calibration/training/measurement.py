@@ -11,10 +11,10 @@ from typing import Any, Literal, NoReturn
 from toolguard.adapters.decision_token import name_tokens
 from toolguard.adapters.loading import LoadedModel
 from toolguard.adapters.wire import WireFormat
-from toolguard.calibration.collect import BATCH_TOKENS, collect
-from toolguard.calibration.generation import continue_prompts
-from toolguard.calibration.records import Record
-from toolguard.calibration.schema_fit import fits_schema
+from toolguard.calibration.datasets.records import Record
+from toolguard.calibration.labels.schema_fit import fits_schema
+from toolguard.calibration.reading.collect import BATCH_TOKENS, collect
+from toolguard.calibration.reading.generation import continue_prompts
 from toolguard.calibration.training.card_records import (
     absent_tool_records,
     capped,

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from toolguard.calibration.layer_choice import assign_folds
-from toolguard.calibration.near_duplicates import crossing_near_duplicates, query_tokens
-from toolguard.calibration.records import Record
-from toolguard.calibration.splits import SplitItem
+from toolguard.calibration.datasets.near_duplicates import crossing_near_duplicates, query_tokens
+from toolguard.calibration.datasets.records import Record
+from toolguard.calibration.datasets.splits import SplitItem
+from toolguard.calibration.fitting.layer_choice import assign_folds
 from toolguard.calibration.votes.evidence import CallEvidence, Indices, VoteEvidence
 from toolguard.calibration.votes.vote import FREE, Cost, Need, Risks
 from toolguard.guard.errors import CalibrationError

@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from toolguard.calibration.collect import Observation
-from toolguard.calibration.judged_calls import JudgedCall
-from toolguard.calibration.labelled_calls import Booleans
+from toolguard.calibration.labels.judged_calls import JudgedCall
+from toolguard.calibration.labels.labelled_calls import Booleans
+from toolguard.calibration.reading.collect import Observation
 from toolguard.guard.tools import ToolCall
 
 Indices = NDArray[np.int64]

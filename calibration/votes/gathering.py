@@ -7,9 +7,9 @@ from dataclasses import dataclass, field, replace
 
 from toolguard.adapters.loading import LoadedModel
 from toolguard.adapters.wire import WireFormat
-from toolguard.calibration.collect import BATCH_TOKENS, Observation
-from toolguard.calibration.judged_calls import JudgedCall
-from toolguard.calibration.records import Record
+from toolguard.calibration.datasets.records import Record
+from toolguard.calibration.labels.judged_calls import JudgedCall
+from toolguard.calibration.reading.collect import BATCH_TOKENS, Observation
 from toolguard.calibration.votes.cross_fitting import fold_calls
 from toolguard.calibration.votes.evidence import CallEvidence, VoteEvidence
 from toolguard.calibration.votes.logit_lens import lens_margins

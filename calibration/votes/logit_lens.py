@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from toolguard.adapters.blocks import ModelView
-from toolguard.calibration.labelled_calls import Booleans
-from toolguard.calibration.metrics import auroc
-from toolguard.calibration.name_walk import FirstBranch
+from toolguard.calibration.labels.labelled_calls import Booleans
+from toolguard.calibration.measuring.metrics import auroc
+from toolguard.calibration.reading.name_walk import FirstBranch
 from toolguard.guard.errors import ShapeError
 from toolguard.guard.rate import wilson
 from toolguard.guard.readout import margins

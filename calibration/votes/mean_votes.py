@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from toolguard.calibration.named_readout import NamedReadout, NamedStates, fit_named
+from toolguard.calibration.fitting.named_readout import NamedReadout, NamedStates, fit_named
 from toolguard.calibration.votes.cross_fitting import Fit, Scorer
 from toolguard.calibration.votes.evidence import CallEvidence, Indices
 from toolguard.guard.errors import CalibrationError

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from toolguard.calibration.call_check import check_call
-from toolguard.calibration.labelled_calls import Booleans
-from toolguard.calibration.metrics import RANKING_METRICS, auroc, paired_difference
-from toolguard.calibration.profile_metrics import signal_metrics
-from toolguard.calibration.risk_coverage import risk_coverage
+from toolguard.calibration.fitting.profile_metrics import signal_metrics
+from toolguard.calibration.labels.call_check import check_call
+from toolguard.calibration.labels.labelled_calls import Booleans
+from toolguard.calibration.measuring.metrics import RANKING_METRICS, auroc, paired_difference
+from toolguard.calibration.measuring.risk_coverage import risk_coverage
 from toolguard.calibration.votes.catalogue import BASELINE
 from toolguard.calibration.votes.evidence import CallEvidence, VoteEvidence
 from toolguard.calibration.votes.logit_lens import lens_by_block

@@ -14,12 +14,12 @@ from torch import Tensor
 
 from toolguard.adapters.loading import LoadedModel
 from toolguard.adapters.wire import WireFormat
-from toolguard.calibration.generation import write_rows
-from toolguard.calibration.packed_rows import Rows
-from toolguard.calibration.prompt_groups import prompt_groups
-from toolguard.calibration.prompts import OnSkip, Prompt, PromptWriter, context_length
-from toolguard.calibration.records import Record
-from toolguard.calibration.row_packs import BATCH_TOKENS, RowPacker
+from toolguard.calibration.datasets.records import Record
+from toolguard.calibration.reading.generation import write_rows
+from toolguard.calibration.reading.packed_rows import Rows
+from toolguard.calibration.reading.prompt_groups import prompt_groups
+from toolguard.calibration.reading.prompts import OnSkip, Prompt, PromptWriter, context_length
+from toolguard.calibration.reading.row_packs import BATCH_TOKENS, RowPacker
 
 Pick = Callable[[Tensor], Tensor]
 """Chooses a token a row: from (rows, vocab) float32 logits, (rows,) int64."""

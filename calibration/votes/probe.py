@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from toolguard.calibration.labelled_calls import Booleans, Floats
+from toolguard.calibration.labels.labelled_calls import Booleans, Floats
 from toolguard.calibration.votes.cross_fitting import Fit, Scorer
 from toolguard.calibration.votes.evidence import CallEvidence, Indices
 from toolguard.guard.errors import CalibrationError

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from toolguard.adapters.loading import LoadedModel
 from toolguard.adapters.wire import WireFormat
-from toolguard.calibration.prompt_groups import prompt_groups, without_openings
-from toolguard.calibration.prompts import OnSkip, PromptWriter
-from toolguard.calibration.records import Message, Record
-from toolguard.calibration.row_packs import BATCH_TOKENS, RowPacker
+from toolguard.calibration.datasets.records import Message, Record
+from toolguard.calibration.reading.prompt_groups import prompt_groups, without_openings
+from toolguard.calibration.reading.prompts import OnSkip, PromptWriter
+from toolguard.calibration.reading.row_packs import BATCH_TOKENS, RowPacker
 from toolguard.guard.errors import UnsupportedModel
 
 if TYPE_CHECKING:

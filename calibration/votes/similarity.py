@@ -9,7 +9,7 @@ from importlib import import_module
 import numpy as np
 from numpy.typing import NDArray
 
-from toolguard.calibration.records import Record
+from toolguard.calibration.datasets.records import Record
 from toolguard.guard.errors import ConfigError
 from toolguard.guard.tools import Tool
 

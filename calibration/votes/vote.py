@@ -8,7 +8,7 @@ from typing import Any, Literal, Protocol, Self
 
 import numpy as np
 
-from toolguard.calibration.labelled_calls import Floats
+from toolguard.calibration.labels.labelled_calls import Floats
 from toolguard.calibration.votes.evidence import VoteEvidence
 from toolguard.guard.errors import CalibrationError
 

@@ -8,9 +8,9 @@ from statistics import fmean
 
 from toolguard.adapters.loading import LoadedModel
 from toolguard.adapters.wire import WireFormat
-from toolguard.calibration.generation import end_tokens, turn_text
-from toolguard.calibration.prompts import OnSkip, Prompt
-from toolguard.calibration.records import Record
+from toolguard.calibration.datasets.records import Record
+from toolguard.calibration.reading.generation import end_tokens, turn_text
+from toolguard.calibration.reading.prompts import OnSkip, Prompt
 from toolguard.calibration.votes.evidence import WrittenCall
 from toolguard.calibration.votes.packed_writing import (
     Continuation,

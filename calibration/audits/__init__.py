@@ -1,0 +1,1 @@
+"""The audit store as text and as files."""

@@ -1,0 +1,1 @@
+"""Labelled records: files, menus, near duplicates, splits, and the choice among them."""

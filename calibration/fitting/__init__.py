@@ -1,0 +1,1 @@
+"""From labelled calls to a profile: layer, means, readout, signals, calibrator."""

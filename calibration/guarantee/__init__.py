@@ -1,0 +1,1 @@
+"""The thresholds that keep a risk target, and the check of what they promise."""

@@ -1,0 +1,1 @@
+"""What a call is worth: the checker, and calls with what was read of them."""

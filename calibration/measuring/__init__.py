@@ -1,0 +1,1 @@
+"""How well signals tell wrong calls, with intervals, and a profile on fresh calls."""

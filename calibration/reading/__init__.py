@@ -1,0 +1,1 @@
+"""What a model decides on labelled prompts, read as fast as the model allows."""
