@@ -7,6 +7,8 @@ from typing import Any
 
 def contrast(driver: Any, css: str) -> float:
     """Return the contrast ratio of an element's text (WCAG 2.2, 1.4.3)."""
+    from selenium.webdriver.support.ui import WebDriverWait
+
     script = """
     const paint = (text) => text.match(/[\\d.]+/g).map(Number);
     let place = document.querySelector(arguments[0]);
@@ -17,7 +19,8 @@ def contrast(driver: Any, css: str) -> float:
       if (back.length < 4 || back[3] > 0) return [ink, back];
     }
     """
-    colours = driver.execute_script(script, css)
+    # Until the style sheet is there nothing has a ground to stand out from.
+    colours = WebDriverWait(driver, 10).until(lambda page: page.execute_script(script, css))
     light = sorted(_luminance(colour[:3]) for colour in colours)
     return (light[1] + 0.05) / (light[0] + 0.05)
 
