@@ -69,13 +69,21 @@ def address(folder) -> Iterator[str]:
 def browser(address, tmp_path_factory) -> Iterator[Any]:
     """Give a browser that is logged in."""
     with open_browser(tmp_path_factory.mktemp("chromium")) as driver:
-        driver.get(address)
+        log_in(driver, address)
         yield driver
+
+
+def log_in(browser: Any, address: str) -> None:
+    """Open the printed address; the driver may come back while the redirect is under way."""
+    browser.get(address)
+    until(browser, lambda: browser.title == "Decisions · toolguard")
 
 
 def go(browser: Any, path: str) -> None:
     base = "/".join(browser.current_url.split("/")[:3])
     browser.get(base + path)
+    ready = "return location.pathname + location.search + document.readyState"
+    until(browser, lambda: browser.execute_script(ready) == f"{path}complete")
 
 
 def find(browser: Any, css: str) -> Any:
@@ -220,12 +228,10 @@ def test_without_the_cookie_there_is_nothing_to_see(browser, address):
     cookies = browser.get_cookies()
     assert [(c["httpOnly"], c["sameSite"]) for c in cookies] == [(True, "Strict")]
     browser.delete_all_cookies()
-    go(browser, "/")
-    assert "needs its token" in text_of(browser, "body")
-    go(browser, "/login?token=wrong")
-    assert "needs its token" in text_of(browser, "body")
-    browser.get(address)
-    assert browser.title == "Decisions · toolguard"
+    for path in ("/", "/login?token=wrong"):
+        go(browser, path)
+        until(browser, lambda: "needs its token" in text_of(browser, "body"))
+    log_in(browser, address)
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
