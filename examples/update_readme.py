@@ -21,6 +21,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import demo
+
 from toolguard.calibration.cli import toolguard
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -55,8 +57,7 @@ _QUERIES = {
 @cache
 def demo_sections() -> Mapping[str, str]:
     """Return what the demo prints, by the title of its section; runs it once."""
-    main = runpy.run_path(str(ROOT / "examples" / "demo.py"))["main"]
-    text = _printed(lambda: main([]))
+    text = _printed(lambda: demo.main([]))
     parts = re.split(r"^== \d+\. (.+) ==$", text, flags=re.MULTILINE)
     return {title: body.strip() for title, body in zip(parts[1::2], parts[2::2], strict=True)}
 
@@ -86,7 +87,7 @@ def commands() -> str:
     return _command_output("--help")
 
 
-def demo(title: str) -> Callable[[], str | None]:
+def demo_section(title: str) -> Callable[[], str | None]:
     """Return a source that gives one section of the demo."""
 
     def section() -> str | None:
@@ -193,9 +194,9 @@ def bench(path: Path = BENCH_NUMBERS) -> str | None:
 
 SOURCES: Mapping[str, Callable[[], str | None]] = {
     "commands": commands,
-    "calibrate": demo("Calibrate"),
-    "evaluate": demo("Evaluate"),
-    "demo": demo("Guarded calls"),
+    "calibrate": demo_section("Calibrate"),
+    "evaluate": demo_section("Evaluate"),
+    "demo": demo_section("Guarded calls"),
     "picture": picture,
     "check": check,
     "langchain": example("langchain_agent", "--audit", "{folder}/langchain_agent.db"),

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
-import runpy
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+import demo
 import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from demo_picture import draw
+from demo_scenes import SCENES, Scene, block
 from fakes import fake_profile, quiet_guard
 
 from toolguard.adapters.guarded_agent import GuardedAgent
@@ -21,6 +23,8 @@ from toolguard.calibration.cli import toolguard
 from toolguard.calibration.datasets.dataset import open_dataset
 from toolguard.calibration.datasets.near_duplicates import query_fingerprint
 from toolguard.calibration.datasets.own_data import write_curated
+from toolguard.calibration.datasets.records import Record
+from toolguard.calibration.labels.judged_calls import JudgedCall as ReadCall
 from toolguard.calibration.training.catalog import base_menu, curated_queries
 from toolguard.guard.decision import Decision, Reading
 from toolguard.guard.errors import ConfigError
@@ -28,7 +32,6 @@ from toolguard.guard.policy import Policy
 from toolguard.guard.tools import ToolCall
 
 ROOT = Path(__file__).resolve().parents[1]
-DEMO = runpy.run_path(str(ROOT / "examples" / "demo.py"))
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -61,14 +64,20 @@ def turn(*decisions, calls=(), content="", finish_reason="stop", text=""):
     )
 
 
-def readings(count=40):
-    """Make readings, every fourth one wrong and with the smaller margin."""
-    make = DEMO["Reading"]
+def calls(count=40):
+    """Make judged calls, every fourth one wrong and with the smaller margin."""
+    record = Record(
+        id="made", source="made", split="all", query="Rain?", tools=[{"name": "get_weather"}]
+    )
     return [
-        make(
+        ReadCall(
+            record=record,
+            chosen="get_weather",
             wrong=index % 4 == 0,
+            readout_right=None,
             margins={"logprob": 0.1 * index - (index % 4 == 0), "activation": 0.01 * index},
             p_wrong=1 / (2 + index),
+            trusted=True,
         )
         for index in range(count)
     ]
@@ -116,11 +125,11 @@ def test_the_demo_runs_from_data_to_picture(tiny_folder, tmp_path, capsys):
     out = tmp_path / "demo"
     (out / "data").mkdir(parents=True)
     (out / "data" / "records.jsonl").write_text("{}")
-    assert DEMO["main"](["--model", str(tiny_folder), "--out", str(out)]) == 0
+    assert demo.main(["--model", str(tiny_folder), "--out", str(out)]) == 0
     text = capsys.readouterr().out
-    for number, title in enumerate(DEMO["SECTIONS"], start=1):
+    for number, title in enumerate(demo.SECTIONS, start=1):
         assert f"== {number}. {title} ==" in text
-    assert text.count("    query ") == len(DEMO["SCENES"])
+    assert text.count("    query ") == len(SCENES)
     assert f"toolguard check --profile {out / 'profile'}" in text
     evaluation = json.loads((out / "evaluation.json").read_text())
     assert evaluation["leaked"] > 300
@@ -133,7 +142,7 @@ def test_the_demo_runs_from_data_to_picture(tiny_folder, tmp_path, capsys):
 def test_the_demo_reports_a_missing_model(tmp_path, capsys):
     """A folder that is not there ends with the command's message and exit code, no traceback."""
     with pytest.raises(SystemExit) as ended:
-        DEMO["main"](["--model", "./nowhere", "--out", str(tmp_path)])
+        demo.main(["--model", "./nowhere", "--out", str(tmp_path)])
     assert ended.value.code == 2
     assert "there is no folder ./nowhere" in capsys.readouterr().err
 
@@ -148,14 +157,14 @@ def test_scenes_fit_the_menu_and_the_policy():
     assert policy.rule_for("write_file") == "deny"
     assert policy.tier_of("get_weather") == "read"
     known = {item.query for _, item in curated_queries()}
-    for scene in DEMO["SCENES"]:
+    for scene in SCENES:
         assert set(scene.tools) <= set(base_menu().names)
         assert known.isdisjoint(scene.queries)
 
 
 def test_the_changed_menu_changes_one_tool():
     """The scene of a changed tool offers another get_weather and leaves the others as they are."""
-    [change] = [scene.change for scene in DEMO["SCENES"] if scene.change]
+    [change] = [scene.change for scene in SCENES if scene.change]
     pairs = zip(base_menu(), change(base_menu()), strict=True)
     assert [old.name for old, new in pairs if old.content_hash != new.content_hash] == [
         "get_weather"
@@ -164,11 +173,11 @@ def test_the_changed_menu_changes_one_tool():
 
 def test_a_scene_is_shown_by_outcome_and_tool():
     """A scene wants one of its outcomes, on one of its tools if it names any."""
-    scene = DEMO["Scene"](title="t", wanted=("veto",), queries=("q",), tools=("send_email",))
+    scene = Scene(title="t", wanted=("veto",), queries=("q",), tools=("send_email",))
     assert scene.shows(turn(decided("veto", "send_email")))
     assert not scene.shows(turn(decided("veto", "run_code")))
     assert not scene.shows(turn(decided("allow", "send_email")))
-    silent = DEMO["Scene"](title="t", wanted=("no call",), queries=("q",))
+    silent = Scene(title="t", wanted=("no call",), queries=("q",))
     assert silent.shows(turn())
 
 
@@ -180,7 +189,7 @@ def test_a_block_tells_what_was_decided():
     alone = turn(
         decided("allow"), calls=(ToolCall(name="get_weather", arguments={"city": "Bonn"}),)
     )
-    assert DEMO["block"]("Rain?", vetoed, alone) == [
+    assert block("Rain?", vetoed, alone) == [
         "query     Rain?",
         "chosen    get_weather",
         "P(wrong)  0.250, allowed up to 0.125",
@@ -194,13 +203,13 @@ def test_a_block_tells_what_was_decided():
 def test_a_block_tells_of_redirects_unknowns_and_silence():
     """A redirect names its target, an unknown P(wrong) is called so, and no call is no tool."""
     decision = decided("redirect", target="search_web", p_wrong=None, threshold=None)
-    lines = DEMO["block"]("q", turn(decision, calls=(ToolCall(name="search_web"),)))
+    lines = block("q", turn(decision, calls=(ToolCall(name="search_web"),)))
     assert lines[2:] == [
         "P(wrong)  unknown, nothing is allowed by evidence",
         "action    redirect to search_web: said so",
         "call      search_web {}",
     ]
-    assert DEMO["block"]("q", turn(content="a\n" + "b" * 200))[1:] == [
+    assert block("q", turn(content="a\n" + "b" * 200))[1:] == [
         "chosen    no tool",
         f"message   a {'b' * 98}...",
     ]
@@ -210,15 +219,15 @@ def test_a_block_tells_of_redirects_unknowns_and_silence():
 def test_the_picture_is_a_png(threshold, tmp_path):
     """The picture is drawn without a threshold to mark, with one, and with one that is too low."""
     path = tmp_path / "margins.png"
-    assert DEMO["draw"](readings(), path, threshold)
+    assert draw(calls(), path, threshold)
     assert path.read_bytes().startswith(PNG)
 
 
 def test_a_picture_of_right_calls_alone_is_drawn(tmp_path):
     """A model without an error still gets its picture; without a reading there is none."""
-    right = [reading for reading in readings() if not reading.wrong]
-    assert DEMO["draw"](right, tmp_path / "right.png", 0.2)
-    assert not DEMO["draw"]([], tmp_path / "none.png", 0.2)
+    right = [call for call in calls() if not call.wrong]
+    assert draw(right, tmp_path / "right.png", 0.2)
+    assert not draw([], tmp_path / "none.png", 0.2)
     assert not (tmp_path / "none.png").exists()
 
 
@@ -230,7 +239,8 @@ def test_readings_are_of_fresh_calls_alone(tiny_loaded: LoadedModel, tmp_path):
     seen = [query_fingerprint(record.query) for record in open_dataset(tmp_path)][:4]
     signed = torch.from_numpy(np.array(seen, dtype=np.uint64).view(np.int64))
     profile = replace(fake_profile(tiny_loaded, base_menu()), seen=signed)
+    profile.save(tmp_path / "profile")
     agent = GuardedAgent.of(tiny_loaded, quiet_guard(profile))
-    found = DEMO["read_test_split"](agent, tmp_path)
+    found = demo.fresh_calls(agent, tmp_path / "profile", tmp_path)
     assert len(found) == 2
-    assert all(0 <= reading.p_wrong <= 1 for reading in found)
+    assert all(0 <= call.p_wrong <= 1 for call in found)
