@@ -14,9 +14,10 @@ from toolguard.adapters.wire import get_format
 from toolguard.calibration.cli import CommandEntry, LazyGroup, toolguard
 from toolguard.calibration.datasets.near_duplicates import query_fingerprint, query_fingerprints
 from toolguard.calibration.datasets.records import Record
+from toolguard.calibration.measuring.rate_text import percent_text
 from toolguard.calibration.reading.prompts import PromptWriter
 from toolguard.calibration.steering_lab.lab_options import LabOptions, chosen_layers
-from toolguard.calibration.steering_lab.lab_table import lab_table, percent
+from toolguard.calibration.steering_lab.lab_table import lab_table
 from toolguard.calibration.steering_lab.laboratory import run_laboratory
 from toolguard.calibration.steering_lab.pairs import Choice, draw_pairs, kind_of
 from toolguard.calibration.steering_lab.settings import METHODS, Setting, checked_methods, grid
@@ -354,8 +355,8 @@ def test_the_table_says_what_was_measured(result):
     assert text.count("== ") == len(result["groups"])
     assert "redirect" in text
     assert "fewer than wanted: the data hold no such prompts" in text
-    assert percent({"value": None, "low": None, "high": None, "n": 0}) == "-"
-    assert percent({"value": 0.5, "low": 0.25, "high": 0.75, "n": 4}) == "50.0 [25.0, 75.0]"
+    assert percent_text({"value": None, "low": None, "high": None, "n": 0}) == "-"
+    assert percent_text({"value": 0.5, "low": 0.25, "high": 0.75, "n": 4}) == "50.0 [25.0, 75.0]"
 
 
 def test_a_layer_that_does_not_exist_is_an_error(agent, rows, tiny_loaded, tiny_menu):

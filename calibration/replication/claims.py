@@ -21,17 +21,28 @@ class Claim:
     """One row of the table.
 
     Args:
-        name: short, for the JSON file.
         words: what is claimed or controlled.
         published: the paper's number with its models; empty for a row of our own.
         read: finds the number.
-        percent: whether it is a share.
     """
 
-    name: str
     words: str
     published: str
     read: Callable[[Measured], Found]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Section:
+    """One table.
+
+    Args:
+        title: its heading.
+        claims: its rows.
+        percent: whether its numbers are shares.
+    """
+
+    title: str
+    claims: tuple[Claim, ...]
     percent: bool = True
 
 
@@ -107,31 +118,26 @@ def _itself(key: str) -> Callable[[Measured], Found]:
 
 READING = (
     Claim(
-        name="written",
         words="freely written turn opens with a right tool's call",
         published="base 2-10 %, tuned 90-95 % (BFCL names)",
         read=_itself("written"),
     ),
     Claim(
-        name="chosen",
         words="favourite name of the menu once a call is opened",
         published="",
         read=_itself("chosen"),
     ),
     Claim(
-        name="cosine_3",
         words="readout: uncentred cosine, 3 labelled queries a tool",
         published="base 61-82 %, tuned 53-74 % (BFCL); 61-89 % (14 airline tools)",
         read=_readable("cosine_3"),
     ),
     Claim(
-        name="cosine",
         words="readout: the same, all labelled queries",
         published="",
         read=_readable("cosine"),
     ),
     Claim(
-        name="lda",
         words="readout: shrinkage LDA, all labelled queries",
         published="",
         read=_readable("lda"),
@@ -141,158 +147,125 @@ READING = (
 
 ERRORS = (
     Claim(
-        name="paper_ratio",
         words="errors, lowest to highest quarter of the paper's margin",
         published="14x (Gemma 3 12B), 21x (27B)",
         read=_signal("paper", "activation", "error_ratio"),
-        percent=False,
     ),
     Claim(
-        name="logprob_ratio",
         words="the same for the log-prob margin (baseline)",
         published="not reported",
         read=_signal("paper", "logprob", "error_ratio"),
-        percent=False,
     ),
     Claim(
-        name="paper_auroc",
         words="AUROC of the paper's margin for wrong calls",
         published="not reported",
         read=_signal("paper", "activation", "auroc"),
-        percent=False,
     ),
     Claim(
-        name="paper_logprob_auroc",
         words="AUROC of the log-prob margin there (baseline)",
         published="not reported",
         read=_signal("paper", "logprob", "auroc"),
-        percent=False,
     ),
     Claim(
-        name="logprob_auroc",
         words="whole menus: AUROC of the log-prob margin (baseline)",
         published="",
         read=_signal("own", "logprob", "auroc"),
-        percent=False,
     ),
     Claim(
-        name="activation_auroc",
         words="whole menus: AUROC of the activation margin",
         published="",
         read=_signal("own", "activation", "auroc"),
-        percent=False,
     ),
     Claim(
-        name="combined_auroc",
         words="whole menus: AUROC of P(wrong)",
         published="",
         read=_signal("own", "combined", "auroc"),
-        percent=False,
     ),
     Claim(
-        name="activation_gain",
         words="AUROC, activation less log-prob, paired",
         published="-.11 to +.39 by family (probe, third party)",
         read=_gain("activation", "auroc"),
-        percent=False,
     ),
     Claim(
-        name="combined_gain",
         words="AUROC, P(wrong) less log-prob, paired",
         published="",
         read=_gain("combined", "auroc"),
-        percent=False,
     ),
 )
 """How well a margin tells wrong calls."""
 
 STEERING = (
     Claim(
-        name="mean_difference",
         words="mean difference, alpha 1",
         published="77-100 % (12 tuned models); 77-94 % airline",
         read=_steering("mean_difference", "natural"),
     ),
     Claim(
-        name="mean_difference_2",
         words="mean difference, alpha 2",
         published="80-93 % (early draft, alpha 2-3)",
         read=_steering("mean_difference", "natural", alpha=2.0),
     ),
     Claim(
-        name="row",
         words="unembedding row, matched norm",
         published="93-100 %",
         read=_steering("unembedding_row", "matched"),
     ),
     Claim(
-        name="parallel",
         words="part along the row, natural norm",
         published="0-3 %",
         read=_steering("parallel", "natural"),
     ),
     Claim(
-        name="parallel_matched",
         words="part along the row, matched norm",
         published="93-100 %",
         read=_steering("parallel", "matched"),
     ),
     Claim(
-        name="orthogonal",
         words="what that leaves, natural norm",
         published="0-17 %",
         read=_steering("orthogonal", "natural"),
     ),
     Claim(
-        name="orthogonal_matched",
         words="what that leaves, matched norm",
         published="0-17 %",
         read=_steering("orthogonal", "matched"),
     ),
     Claim(
-        name="random",
         words="random vector, same norm",
         published="0 %",
         read=_steering("random", "matched"),
     ),
     Claim(
-        name="redirect",
         words="name written for the model (redirect)",
         published="not reported",
         read=_steering("redirect", None),
     ),
     Claim(
-        name="colliding",
         words="mean difference where names share their first token",
         published="harder (no number found)",
         read=_colliding("decision"),
     ),
     Claim(
-        name="colliding_aware",
         words="the same, acting where the names part",
         published="",
         read=_colliding("partings"),
     ),
     Claim(
-        name="multi_turn",
         words="mean difference, alpha 1, multi-turn prompts",
         published="gain or loss up to 30 points, no direction",
         read=_steering("mean_difference", "natural", turns="multi"),
     ),
     Claim(
-        name="valid_none",
         words="call fits its schema: unsteered",
         published="60-90 %",
         read=_whole_call("none", "schema_valid"),
     ),
     Claim(
-        name="valid_steered",
         words="call fits the target's schema: steered",
         published="27-73 %",
         read=_whole_call("mean_difference", "schema_valid"),
     ),
     Claim(
-        name="valid_redirected",
         words="call fits the target's schema: name written for it",
         published="27-87 %",
         read=_whole_call("redirect", "schema_valid"),
@@ -300,8 +273,8 @@ STEERING = (
 )
 """What a push of the hidden state does, on names-only menus as in the paper."""
 
-SECTIONS: Mapping[str, tuple[Claim, ...]] = {
-    "Reading the choice": READING,
-    "Telling wrong calls": ERRORS,
-    "Steering the choice": STEERING,
-}
+SECTIONS = (
+    Section(title="Reading the choice", claims=READING),
+    Section(title="Telling wrong calls", claims=ERRORS, percent=False),
+    Section(title="Steering the choice", claims=STEERING),
+)

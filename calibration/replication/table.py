@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from toolguard.calibration.replication.claims import READING, SECTIONS, Claim, Found
+from toolguard.calibration.measuring.rate_text import percent_text, rate_text
+from toolguard.calibration.replication.claims import READING, SECTIONS, Found, Section
 from toolguard.guard.errors import ConfigError
 
 SOURCE_NAMES: Mapping[str, str] = {
@@ -43,8 +44,8 @@ def write_into(page: Path, text: str) -> None:
 def replication_table(result: Mapping[str, Any]) -> str:
     """Return all tables as Markdown; `result` is what `replicate.replicate` returns."""
     lines = [*_models(result)]
-    for title, claims in SECTIONS.items():
-        lines += ["", f"### {title}", "", *_section(claims, result)]
+    for section in SECTIONS:
+        lines += ["", f"### {section.title}", "", *_section(section, result)]
     if result["steps"]:
         lines += ["", "### What training knows first", "", *_steps(result)]
     return "\n".join(lines)
@@ -54,9 +55,8 @@ def cell(found: Found, *, percent: bool) -> str:
     """Return a rate as `97.3 [94.8, 98.6] n=300`, in per cent where it is a share; `-` if none."""
     if found is None or found["value"] is None:
         return "-"
-    factor, digits = (100, 1) if percent else (1, 2)
-    value, low, high = (f"{factor * found[key]:.{digits}f}" for key in ("value", "low", "high"))
-    return f"{value} [{low}, {high}] n={found['n']}"
+    told = percent_text(found) if percent else rate_text(found)
+    return f"{told} n={found['n']}"
 
 
 def _models(result: Mapping[str, Any]) -> Iterator[str]:
@@ -70,14 +70,14 @@ def _models(result: Mapping[str, Any]) -> Iterator[str]:
     yield f"| {NOT_RUN} | | | | not run |"
 
 
-def _section(claims: Sequence[Claim], result: Mapping[str, Any]) -> Iterator[str]:
+def _section(section: Section, result: Mapping[str, Any]) -> Iterator[str]:
     names = list(result["models"])
     yield _row(["claim", "published", "queries", *names, NOT_RUN])
     yield _row(["---"] * (len(names) + 4))
-    for claim in claims:
+    for claim in section.claims:
         for source in result["sources"]:
             found = [claim.read(result["measured"][name][source]) for name in names]
-            told = [cell(one, percent=claim.percent) for one in found]
+            told = [cell(one, percent=section.percent) for one in found]
             yield _row([claim.words, claim.published, SOURCE_NAMES[source], *told, "not run"])
 
 

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from textwrap import wrap
 from typing import Any
 
+from toolguard.calibration.measuring.rate_text import percent_text
+
 Cell = Mapping[str, Any]
 
 _WIDTH = 38  # of the first column
@@ -46,13 +48,6 @@ def lab_table(result: Mapping[str, Any]) -> str:
     for group in result["groups"]:
         lines += ["", *_group_lines(group, result["profile_layer"], settings)]
     return "\n".join(lines)
-
-
-def percent(rate: Mapping[str, Any]) -> str:
-    """Return a rate as `97.3 [94.8, 98.6]`, in per cent, or `-` if it is undetermined."""
-    if rate["value"] is None:
-        return "-"
-    return f"{100 * rate['value']:.1f} [{100 * rate['low']:.1f}, {100 * rate['high']:.1f}]"
 
 
 def _group_lines(
@@ -117,7 +112,7 @@ def _sweep(
         told = [next((c for c in own if wanted(c)), None) for _, wanted in columns]
         fixed = len(own) == 1 < len(columns)
         shown = told[:1] if fixed else told
-        yield _line(name, ["-" if c is None else percent(c["switched"]) for c in shown])
+        yield _line(name, ["-" if c is None else percent_text(c["switched"]) for c in shown])
     if idle:
         bound = max(
             cell["switched"]["high"] or 0 for cell in cells if not cell["switched"]["value"]
@@ -131,7 +126,7 @@ def _call_lines(cells: Sequence[Cell]) -> Iterator[str]:
     where = "" if first is None else f", layer {first['layer']}, alpha {first['alpha']:g}"
     yield _line(f"whole calls{where}", [*_CALL_COLUMNS.values(), "n (values)"])
     for name, (cell,) in _by_method(cells).items():
-        values = [percent(cell[key]) for key in _CALL_COLUMNS]
+        values = [percent_text(cell[key]) for key in _CALL_COLUMNS]
         yield _line(name, [*values, f"{cell['n']} ({cell['values_kept']['n']})"])
 
 
