@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from transformers.utils import logging as transformers_logging
 
+from toolguard.adapters.guarded_agent import model_facts
 from toolguard.adapters.loading import LoadedModel, load_model
 from toolguard.adapters.wire import WireFormat, choose_format
+from toolguard.guard.profile import Profile
 
 
 def open_model(
@@ -35,3 +38,24 @@ def open_model(
     )
     name = options["wire_format"] or format_name
     return loaded, choose_format(name, loaded.tokenizer)
+
+
+def open_profile(
+    folder: Path, options: Mapping[str, Any]
+) -> tuple[Profile, LoadedModel, WireFormat]:
+    """Return a profile with the model that `options` name, which must be the one it belongs to.
+
+    Args:
+        folder: of the profile, which is read first: it takes no time.
+        options: see `open_model`; the format is the profile's unless --format names another.
+
+    Raises:
+        ArtifactMismatch: if the profile is corrupt, or made with another model.
+        ConfigError: if profile, model or format cannot be read.
+        UnsupportedModel: if the guard cannot read the model.
+        ReadoutError: if weights or logits are not finite.
+    """
+    profile = Profile.load(folder)
+    loaded, wire = open_model(options, profile.meta.wire_format)
+    profile.verify(model_facts(loaded, wire))
+    return profile, loaded, wire

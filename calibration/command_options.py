@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,6 +14,7 @@ from toolguard.guard.errors import ConfigError
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
+_RECORDS = "Records: a .jsonl file, or a folder with records.jsonl and menus.json; may be repeated."
 _MODEL_OPTIONS = (
     click.option(
         "--model",
@@ -51,6 +52,44 @@ def model_options(function: Function) -> Function:
     return function
 
 
+def profile_option(function: Function) -> Function:
+    """Add --profile PATH, required; the function gets it as folder."""
+    return click.option(
+        "--profile",
+        "folder",
+        required=True,
+        type=click.Path(path_type=Path),
+        help="Profile folder.",
+    )(function)
+
+
+def data_option(words: str = _RECORDS) -> Callable[[Function], Function]:
+    """Return what adds --data PATH, required and repeatable; `words` are its help."""
+    return click.option(
+        "--data", required=True, multiple=True, type=click.Path(path_type=Path), help=words
+    )
+
+
+def limit_option(function: Function) -> Function:
+    """Add --limit N; the function gets it as limit, None if it was not given."""
+    return click.option(
+        "--limit",
+        type=click.IntRange(min=1),
+        help="Use N records of each kind of data, drawn by the hash of id and seed.",
+    )(function)
+
+
+def batch_tokens_option(default: int) -> Callable[[Function], Function]:
+    """Return what adds --batch-tokens; the function gets it as batch_tokens."""
+    return click.option(
+        "--batch-tokens",
+        type=click.IntRange(min=1),
+        default=default,
+        show_default=True,
+        help="Most tokens in one forward.",
+    )
+
+
 def json_option(function: Function) -> Function:
     """Add --json PATH; the function gets it as json_path, None if it was not given."""
     return click.option(
@@ -77,6 +116,27 @@ def write_json(value: Mapping[str, Any], path: str) -> None:
             f"cannot write {path}: {error.strerror}",
             hint="pass --json a file in a folder that exists",
         ) from error
+
+
+def show_result(
+    value: Mapping[str, Any], text: str, path: str | None, problems: Iterable[object] = ()
+) -> None:
+    """Show a result: problems on stderr, JSON where it was asked for, and the text.
+
+    Args:
+        value: for the JSON file, if there is one.
+        text: for people; on stderr where stdout is taken by the JSON.
+        path: of --json.
+        problems: in the data, a line each.
+
+    Raises:
+        ConfigError: if the file cannot be written.
+    """
+    for problem in problems:
+        click.echo(str(problem), err=True)
+    if path:
+        write_json(value, path)
+    click.echo(text, err=path == "-")
 
 
 def _finite(value: Any) -> Any:

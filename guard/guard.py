@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -72,6 +73,7 @@ class Guard:
         # a whole verdict takes tens of them.
         self._ruling = lru_cache(maxsize=_NAMES)(policy.ruling)
         self._threshold = lru_cache(maxsize=_NAMES)(partial(_threshold, profile, policy))
+        self._no_call_limits = lru_cache(maxsize=_NAMES)(partial(_no_call_limits, profile, policy))
         self._calibrator = Calibrator.from_dict(profile.meta.calibrator) if profile else None
         used = profile.meta.signals if profile else ()
         self._signals = tuple(dict.fromkeys((*ALWAYS_READ, *used)))
@@ -243,9 +245,7 @@ class Guard:
             statuses=view.statuses,
             steered_to=steered_to,
             correction=self.profile.meta.correction if self.profile else None,
-            no_call_limits=self.profile.no_call_limits(self._ruling(reading.chosen).risk_target)
-            if self.profile and self.judges_openings
-            else {},
+            no_call_limits=self._no_call_limits(reading.chosen) if self.judges_openings else {},
         )
         return judge.verdict(reading)
 
@@ -346,6 +346,12 @@ class Guard:
 
 def _threshold(profile: Profile | None, policy: Policy, name: str) -> float | None:
     return profile.threshold(policy.risk_target_for(name)) if profile else None
+
+
+def _no_call_limits(
+    profile: Profile | None, policy: Policy, name: str
+) -> Mapping[str, float | None]:
+    return profile.no_call_limits(policy.risk_target_for(name)) if profile else {}
 
 
 def _with_findings(decision: Decision, findings: tuple[ArgumentFinding, ...]) -> Decision:

@@ -15,7 +15,12 @@ from tqdm import tqdm
 from toolguard.adapters.guarded_agent import model_facts
 from toolguard.adapters.loading import LoadedModel
 from toolguard.calibration.command_model import open_model
-from toolguard.calibration.command_options import json_option, model_options, write_json
+from toolguard.calibration.command_options import (
+    batch_tokens_option,
+    json_option,
+    model_options,
+    write_json,
+)
 from toolguard.calibration.datasets.dataset import RecordProblem, open_dataset
 from toolguard.calibration.datasets.record_choice import (
     ChosenRecords,
@@ -113,13 +118,7 @@ def _signal_names(
     help="Fewest right calls that a tool's mean is made from.",
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Of splits and folds.")
-@click.option(
-    "--batch-tokens",
-    type=click.IntRange(min=1),
-    default=BATCH_TOKENS,
-    show_default=True,
-    help="Most tokens in one forward.",
-)
+@batch_tokens_option(BATCH_TOKENS)
 @click.option("--limit", type=click.IntRange(min=1), help="Use N records, drawn by the seed.")
 @click.option(
     "--preset",

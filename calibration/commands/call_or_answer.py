@@ -12,8 +12,14 @@ from toolguard.adapters.guarded_agent import model_facts
 from toolguard.calibration.answering.gate_table import survey_table
 from toolguard.calibration.answering.survey import SurveyOptions, survey_call_or_answer
 from toolguard.calibration.command_model import open_model
-from toolguard.calibration.command_options import json_option, model_options, write_json
-from toolguard.calibration.datasets.dataset import RecordProblem, open_dataset
+from toolguard.calibration.command_options import (
+    batch_tokens_option,
+    data_option,
+    json_option,
+    model_options,
+    show_result,
+)
+from toolguard.calibration.datasets.dataset import open_dataset
 from toolguard.calibration.datasets.near_duplicates import query_fingerprint
 from toolguard.calibration.fitting.calibration_run import parse_layers
 from toolguard.calibration.reading.row_packs import BATCH_TOKENS
@@ -24,13 +30,7 @@ _DEFAULT = SurveyOptions()
 
 @click.command("call-or-answer")
 @model_options
-@click.option(
-    "--data",
-    required=True,
-    multiple=True,
-    type=click.Path(path_type=Path),
-    help="Records: a .jsonl file, or a folder with records.jsonl and menus.json; may be repeated.",
-)
+@data_option()
 @click.option(
     "--profile",
     "folder",
@@ -52,13 +52,7 @@ _DEFAULT = SurveyOptions()
     show_default=True,
     help="Of cross-fitting.",
 )
-@click.option(
-    "--batch-tokens",
-    type=click.IntRange(min=1),
-    default=BATCH_TOKENS,
-    show_default=True,
-    help="Bound on one batch.",
-)
+@batch_tokens_option(BATCH_TOKENS)
 @click.option("--seed", type=int, default=0, show_default=True, help="Of draws and folds.")
 @json_option
 def command(
@@ -75,8 +69,7 @@ def command(
     fitted is fitted to other records. Rates come with n and 95 % intervals.
     """
     profile = None if folder is None else Profile.load(folder)
-    problems: list[RecordProblem] = []
-    dataset = open_dataset(data, on_problem=problems.append)
+    dataset = open_dataset(data)
     loaded, wire = open_model(options, None if profile is None else profile.meta.wire_format)
     if profile is not None:
         profile.verify(model_facts(loaded, wire))
@@ -95,9 +88,5 @@ def command(
         result = survey_call_or_answer(
             loaded, wire, records, chosen, profile=profile, on_done=bar.update
         )
-    result["bad_records"] = len(set(problems))
-    for problem in dict.fromkeys(problems):
-        click.echo(str(problem), err=True)
-    if json_path:
-        write_json(result, json_path)
-    click.echo("\n".join(survey_table(result)), err=json_path == "-")
+    result["bad_records"] = len(dataset.problems)
+    show_result(result, "\n".join(survey_table(result)), json_path, dataset.problems)

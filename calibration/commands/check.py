@@ -11,7 +11,12 @@ from toolguard.adapters.guarded_agent import model_facts
 from toolguard.adapters.loading import LoadedModel
 from toolguard.adapters.wire import WireFormat
 from toolguard.calibration.command_model import open_model
-from toolguard.calibration.command_options import json_option, model_options, write_json
+from toolguard.calibration.command_options import (
+    json_option,
+    model_options,
+    profile_option,
+    show_result,
+)
 from toolguard.calibration.datasets.menu_file import read_json_file, read_menu
 from toolguard.calibration.datasets.records import Record
 from toolguard.calibration.reading.collect import collect
@@ -35,9 +40,7 @@ _SILENT = _SilentLogger()
 
 
 @click.command("check")
-@click.option(
-    "--profile", "folder", required=True, type=click.Path(path_type=Path), help="Profile folder."
-)
+@profile_option
 @model_options
 @click.option("--query", metavar="TEXT", help="What the user says.")
 @click.option(
@@ -76,9 +79,7 @@ def command(
     loaded, wire = open_model(options, profile.meta.wire_format)
     profile.verify(model_facts(loaded, wire))
     decision = read_decision(loaded, wire, guard, record)
-    if json_path:
-        write_json(_as_json(decision), json_path)
-    click.echo(table(decision), err=json_path == "-")
+    show_result(_as_json(decision), table(decision), json_path)
 
 
 def read_decision(loaded: LoadedModel, wire: WireFormat, guard: Guard, record: Record) -> Decision:

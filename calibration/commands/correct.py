@@ -9,37 +9,33 @@ from typing import Any
 import click
 from tqdm import tqdm
 
-from toolguard.adapters.guarded_agent import model_facts
-from toolguard.calibration.command_model import open_model
-from toolguard.calibration.command_options import json_option, model_options, write_json
+from toolguard.calibration.command_model import open_profile
+from toolguard.calibration.command_options import (
+    batch_tokens_option,
+    data_option,
+    json_option,
+    limit_option,
+    model_options,
+    profile_option,
+    show_result,
+)
 from toolguard.calibration.correction.flagged import flag_calls
 from toolguard.calibration.correction.measurement import (
     DEFAULT_OPTIONS,
     CorrectionOptions,
     measure_correction,
 )
-from toolguard.calibration.datasets.dataset import RecordProblem, open_dataset
+from toolguard.calibration.datasets.dataset import open_dataset
 from toolguard.calibration.datasets.record_choice import sample_records
 from toolguard.calibration.labels.fresh_calls import judge_fresh
 from toolguard.calibration.measuring.rate_text import rate_text
-from toolguard.guard.profile import Profile
 
 
 @click.command("correct")
-@click.option(
-    "--profile", "folder", required=True, type=click.Path(path_type=Path), help="Profile folder."
-)
+@profile_option
 @model_options
-@click.option(
-    "--data",
-    required=True,
-    multiple=True,
-    type=click.Path(path_type=Path),
-    help="Records: a .jsonl file, or a folder with records.jsonl and menus.json; may be repeated.",
-)
-@click.option(
-    "--limit", type=click.IntRange(min=1), help="Use N records, drawn by the hash of id and seed."
-)
+@data_option()
+@limit_option
 @click.option(
     "--max-risk",
     "risk_target",
@@ -61,13 +57,7 @@ from toolguard.guard.profile import Profile
     show_default=True,
     help="Most tokens of a call behind its name; 0 compares tools alone.",
 )
-@click.option(
-    "--batch-tokens",
-    type=click.IntRange(min=1),
-    default=DEFAULT_OPTIONS.batch_tokens,
-    show_default=True,
-    help="Most tokens in one forward.",
-)
+@batch_tokens_option(DEFAULT_OPTIONS.batch_tokens)
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the samples.")
 @json_option
 def command(folder: Path, data: tuple[Path, ...], json_path: str | None, **options: Any) -> None:
@@ -77,11 +67,8 @@ def command(folder: Path, data: tuple[Path, ...], json_path: str | None, **optio
     counts what that fixed and what it broke. Records that took part in the calibration are left
     out.
     """
-    profile = Profile.load(folder)
-    problems: list[RecordProblem] = []
-    dataset = open_dataset(data, on_problem=problems.append)
-    loaded, wire = open_model(options, profile.meta.wire_format)
-    profile.verify(model_facts(loaded, wire))
+    dataset = open_dataset(data)
+    profile, loaded, wire = open_profile(folder, options)
     chosen = CorrectionOptions(
         most=options["most"],
         batch_tokens=options["batch_tokens"],
@@ -98,13 +85,9 @@ def command(folder: Path, data: tuple[Path, ...], json_path: str | None, **optio
     result = {
         **fresh.counts(),
         **measure_correction(loaded, wire, profile, flagged, chosen),
-        "bad_records": len(problems),
+        "bad_records": len(dataset.problems),
     }
-    for problem in problems:
-        click.echo(str(problem), err=True)
-    if json_path:
-        write_json(result, json_path)
-    click.echo(table(result), err=json_path == "-")
+    show_result(result, table(result), json_path, dataset.problems)
 
 
 def table(result: Mapping[str, Any]) -> str:

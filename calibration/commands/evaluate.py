@@ -10,37 +10,34 @@ from typing import Any
 import click
 from tqdm import tqdm
 
-from toolguard.adapters.guarded_agent import model_facts
 from toolguard.calibration.answering.gate_table import survey_table
-from toolguard.calibration.command_model import open_model
-from toolguard.calibration.command_options import json_option, model_options, write_json
-from toolguard.calibration.datasets.dataset import RecordProblem, open_dataset
+from toolguard.calibration.command_model import open_profile
+from toolguard.calibration.command_options import (
+    batch_tokens_option,
+    data_option,
+    json_option,
+    limit_option,
+    model_options,
+    profile_option,
+    show_result,
+)
+from toolguard.calibration.datasets.dataset import open_dataset
 from toolguard.calibration.datasets.record_choice import sample_records
 from toolguard.calibration.fitting.layer_choice import FEWEST_ERRORS
 from toolguard.calibration.measuring.evaluation import EvaluationOptions, evaluate_profile
+from toolguard.calibration.measuring.rate_text import rate_text
 from toolguard.calibration.steering_lab.section import SECTION
 from toolguard.calibration.votes.catalogue import choose_votes
-from toolguard.guard.profile import Profile
 
 _DEFAULT = EvaluationOptions()
 _COLUMNS = ("AUROC", "AURC", "wrong, lowest quarter", "highest quarter", "ratio")
 
 
 @click.command("evaluate")
-@click.option(
-    "--profile", "folder", required=True, type=click.Path(path_type=Path), help="Profile folder."
-)
+@profile_option
 @model_options
-@click.option(
-    "--data",
-    required=True,
-    multiple=True,
-    type=click.Path(path_type=Path),
-    help="Records: a .jsonl file, or a folder with records.jsonl and menus.json; may be repeated.",
-)
-@click.option(
-    "--limit", type=click.IntRange(min=1), help="Use N records, drawn by the hash of id and seed."
-)
+@data_option()
+@limit_option
 @click.option(
     "--steering",
     type=click.IntRange(min=0),
@@ -97,13 +94,7 @@ _COLUMNS = ("AUROC", "AURC", "wrong, lowest quarter", "highest quarter", "ratio"
     metavar="M",
     help="Sentence encoder of the vote embedding: a folder or hub id; default: all-MiniLM-L6-v2.",
 )
-@click.option(
-    "--batch-tokens",
-    type=click.IntRange(min=1),
-    default=_DEFAULT.batch_tokens,
-    show_default=True,
-    help="Bound on one batch.",
-)
+@batch_tokens_option(_DEFAULT.batch_tokens)
 @click.option(
     "--seed", type=int, default=0, show_default=True, help="Of samples and random vectors."
 )
@@ -116,11 +107,8 @@ def command(
     Records that took part in the calibration are left out. Rates come with n and 95 % intervals.
     """
     choose_votes(options["votes"])  # before the model is read, which takes longer than a typo
-    profile = Profile.load(folder)
-    problems: list[RecordProblem] = []
-    dataset = open_dataset(data, on_problem=problems.append)
-    loaded, wire = open_model(options, profile.meta.wire_format)
-    profile.verify(model_facts(loaded, wire))
+    dataset = open_dataset(data)
+    profile, loaded, wire = open_profile(folder, options)
     chosen = EvaluationOptions(**{f.name: options[f.name] for f in fields(EvaluationOptions)})
     records = sample_records(dataset, limit, chosen.seed)
     with tqdm(desc="reading decisions", unit="call", leave=False) as bar:
@@ -133,12 +121,8 @@ def command(
             on_done=bar.update,
             on_step=bar.set_description,
         )
-    result["bad_records"] = len(problems)
-    for problem in problems:
-        click.echo(str(problem), err=True)
-    if json_path:
-        write_json(result, json_path)
-    click.echo(table(result), err=json_path == "-")
+    result["bad_records"] = len(dataset.problems)
+    show_result(result, table(result), json_path, dataset.problems)
 
 
 def table(result: dict[str, Any]) -> str:
@@ -146,8 +130,8 @@ def table(result: dict[str, Any]) -> str:
     lines = [
         f"{result['n']} calls, {result['n_wrong']} wrong",
         f"left out: {result['leaked']} seen in calibration, {result['skipped']} skipped",
-        f"  model right        {rate(result['accuracy']['model'])}",
-        f"  readout right      {rate(result['accuracy']['readout'])}",
+        f"  model right        {rate_text(result['accuracy']['model'])}",
+        f"  readout right      {rate_text(result['accuracy']['readout'])}",
         "",
         *_vote_lines(result["signals"]),
         "",
@@ -162,22 +146,22 @@ def table(result: dict[str, Any]) -> str:
     lines += [
         "",
         f"risk target {risk['target']:g} at confidence {risk['confidence']:g}: {threshold}",
-        f"  allowed            {rate(risk['coverage'])}",
-        f"  wrong among them   {rate(risk['realised'])}",
+        f"  allowed            {rate_text(risk['coverage'])}",
+        f"  wrong among them   {rate_text(risk['realised'])}",
         "",
         f"{'steering':<18}{'n':<7}{'switched':<24}whole call fits the schema",
     ]
     for method in SECTION:
         found = result["steering"][method]
         lines.append(
-            f"{method:<18}{found['n']:<7}{rate(found['switched']):<24}{rate(found['schema_valid'])}"
+            f"{method:<18}{found['n']:<7}{rate_text(found['switched']):<24}{rate_text(found['schema_valid'])}"
         )
     silent = result["no_call"]
     lines += ["", *_turn_lines(result["turns"])]
     lines += [
         "",
         f"queries without a right call: {silent['n']}",
-        f"  called a tool      {rate(silent['called'])}",
+        f"  called a tool      {rate_text(silent['called'])}",
     ]
     if (survey := result["call_or_answer"]) is not None:
         lines += ["", *survey_table(survey)]
@@ -188,14 +172,7 @@ def _turn_lines(turns: Mapping[str, Any]) -> Iterator[str]:
     """Yield what freely written turns are where a call is right."""
     yield f"whole turns, written freely where a call is right: {turns['n']}"
     for outcome, found in turns["outcomes"].items():
-        yield f"  {outcome.replace('_', ' '):<18} {rate(found)}"
-
-
-def rate(value: Mapping[str, Any]) -> str:
-    """Return a rate as `0.912 [0.90, 0.92]`, or `-` if it is undetermined."""
-    if value["value"] is None:
-        return "-"
-    return f"{value['value']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"
+        yield f"  {outcome.replace('_', ' '):<18} {rate_text(found)}"
 
 
 def _vote_lines(signals: Mapping[str, Any]) -> Iterator[str]:
@@ -203,7 +180,7 @@ def _vote_lines(signals: Mapping[str, Any]) -> Iterator[str]:
     yield f"{'vote':<18}" + "".join(f"{title:<24}" for title in _COLUMNS[:-1]) + _COLUMNS[-1]
     for name, found in signals.items():
         cells = [
-            rate(found[key])
+            rate_text(found[key])
             for key in ("auroc", "aurc", "error_low_quartile", "error_high_quartile", "error_ratio")
         ]
         yield f"{name:<18}" + "".join(f"{cell:<24}" for cell in cells).rstrip()
@@ -228,7 +205,7 @@ def _comparison_lines(result: Mapping[str, Any]) -> Iterator[str]:
         yield f"wrong arguments of a right tool: {errors['n_wrong']} of {errors['n']}"
         for name, found in errors["auroc"].items():
             if found["value"] is not None:
-                yield f"  {name:<18} AUROC {rate(found)}"
+                yield f"  {name:<18} AUROC {rate_text(found)}"
 
 
 def _better_votes(result: Mapping[str, Any]) -> str:

@@ -8,10 +8,17 @@ from typing import Any
 import click
 from tqdm import tqdm
 
-from toolguard.adapters.guarded_agent import model_facts
-from toolguard.calibration.command_model import open_model
-from toolguard.calibration.command_options import json_option, model_options, write_json
-from toolguard.calibration.datasets.dataset import RecordProblem, open_dataset
+from toolguard.calibration.command_model import open_profile
+from toolguard.calibration.command_options import (
+    batch_tokens_option,
+    data_option,
+    json_option,
+    limit_option,
+    model_options,
+    profile_option,
+    show_result,
+)
+from toolguard.calibration.datasets.dataset import open_dataset
 from toolguard.calibration.datasets.record_choice import sample_records
 from toolguard.calibration.guarantee.check import GuaranteeOptions, measure_guarantee
 from toolguard.calibration.guarantee.table import broken_targets, guarantee_table
@@ -19,22 +26,15 @@ from toolguard.calibration.labels.fresh_calls import FreshCalls, judge_fresh
 from toolguard.calibration.reading.collect import BATCH_TOKENS
 from toolguard.guard.drift import FEWEST
 from toolguard.guard.policy import Policy
-from toolguard.guard.profile import Profile
 
 _DEFAULT = GuaranteeOptions()
 
 
 @click.command("guarantee")
-@click.option(
-    "--profile", "folder", required=True, type=click.Path(path_type=Path), help="Profile folder."
-)
+@profile_option
 @model_options
-@click.option(
-    "--data",
-    required=True,
-    multiple=True,
-    type=click.Path(path_type=Path),
-    help="Records like those calibrated on; those that took part are left out; may be repeated.",
+@data_option(
+    "Records like those calibrated on; those that took part are left out; may be repeated."
 )
 @click.option(
     "--shifted",
@@ -78,18 +78,8 @@ _DEFAULT = GuaranteeOptions()
     show_default=True,
     help="Draws of each window.",
 )
-@click.option(
-    "--limit",
-    type=click.IntRange(min=1),
-    help="Use N records of each kind, drawn by the hash of id and seed.",
-)
-@click.option(
-    "--batch-tokens",
-    type=click.IntRange(min=1),
-    default=BATCH_TOKENS,
-    show_default=True,
-    help="Bound on one batch.",
-)
+@limit_option
+@batch_tokens_option(BATCH_TOKENS)
 @click.option("--seed", type=int, default=0, show_default=True, help="Of samples and splits.")
 @json_option
 @click.pass_context
@@ -112,15 +102,11 @@ def command(
     confidence allows, in draws from the calls as the whole population.
     """
     policy = Policy.load(policy_file) if policy_file else None
-    profile = Profile.load(folder)
-    loaded, wire = open_model(options, profile.meta.wire_format)
-    profile.verify(model_facts(loaded, wire))
+    profile, loaded, wire = open_profile(folder, options)
 
     def fresh(paths: tuple[Path, ...], what: str) -> FreshCalls:
-        problems: list[RecordProblem] = []
-        records = sample_records(
-            open_dataset(paths, on_problem=problems.append), options["limit"], options["seed"]
-        )
+        dataset = open_dataset(paths)
+        records = sample_records(dataset, options["limit"], options["seed"])
         with tqdm(desc=f"reading {what}", unit="call", leave=False) as bar:
             found = judge_fresh(
                 loaded,
@@ -130,7 +116,7 @@ def command(
                 batch_tokens=options["batch_tokens"],
                 on_done=bar.update,
             )
-        for problem in problems:
+        for problem in dataset.problems:
             click.echo(str(problem), err=True)
         return found
 
@@ -150,8 +136,6 @@ def command(
         policy,
     )
     result["data"] = {"same": same.counts(), "shifted": other.counts() if other else None}
-    if json_path:
-        write_json(result, json_path)
-    click.echo("\n".join(guarantee_table(result)), err=json_path == "-")
+    show_result(result, "\n".join(guarantee_table(result)), json_path)
     if broken_targets(result):
         ctx.exit(3)

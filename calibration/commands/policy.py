@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from toolguard.calibration.command_options import json_option, write_json
+from toolguard.calibration.command_options import json_option, profile_option, write_json
 from toolguard.calibration.datasets.menu_file import read_menu
 from toolguard.calibration.policies.check import (
     EffectiveRule,
@@ -40,9 +40,7 @@ def command() -> None:
 
 @command.command()
 @_file_argument
-@click.option(
-    "--profile", "folder", required=True, type=click.Path(path_type=Path), help="Profile folder."
-)
+@profile_option
 @click.option(
     "--tools",
     type=click.Path(path_type=Path),

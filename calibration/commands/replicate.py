@@ -7,7 +7,11 @@ from typing import Any
 
 import click
 
-from toolguard.calibration.command_options import json_option, write_json
+from toolguard.calibration.command_options import (
+    batch_tokens_option,
+    json_option,
+    show_result,
+)
 from toolguard.calibration.replication.measure import MeasureOptions
 from toolguard.calibration.replication.replicate import Subject, replicate
 from toolguard.calibration.replication.sources import OWN, SOURCES
@@ -71,13 +75,7 @@ _DEFAULT = MeasureOptions()
     show_default=True,
     help="Pairs of tools in each cell of the steering.",
 )
-@click.option(
-    "--batch-tokens",
-    type=click.IntRange(min=1),
-    default=_DEFAULT.batch_tokens,
-    show_default=True,
-    help="Bound on one batch.",
-)
+@batch_tokens_option(_DEFAULT.batch_tokens)
 @click.option("--seed", type=int, default=0, show_default=True, help="Of all draws.")
 @json_option
 def command(
@@ -108,6 +106,4 @@ def command(
     text = replication_table(result)
     if page is not None:
         write_into(page, text)
-    if json_path:
-        write_json(result, json_path)
-    click.echo(text, err=json_path == "-")
+    show_result(result, text, json_path)

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from toolguard.calibration.command_options import json_option, write_json
+from toolguard.calibration.command_options import json_option, profile_option, write_json
 from toolguard.calibration.datasets.dataset import open_dataset
 from toolguard.calibration.report.page import ReportInput, missing_parts, report_page
 from toolguard.calibration.report.tested_calls import TestedCalls
@@ -18,9 +18,7 @@ from toolguard.guard.profile import Profile
 
 
 @click.command("report")
-@click.option(
-    "--profile", "folder", required=True, type=click.Path(path_type=Path), help="Profile folder."
-)
+@profile_option
 @click.option(
     "--out",
     required=True,

@@ -7,37 +7,33 @@ from typing import Any
 
 import click
 
-from toolguard.adapters.guarded_agent import model_facts
 from toolguard.adapters.wire import WireFormat, get_format
-from toolguard.calibration.command_model import open_model
-from toolguard.calibration.command_options import json_option, model_options, write_json
-from toolguard.calibration.datasets.dataset import RecordProblem, open_dataset
+from toolguard.calibration.command_model import open_profile
+from toolguard.calibration.command_options import (
+    batch_tokens_option,
+    data_option,
+    json_option,
+    limit_option,
+    model_options,
+    profile_option,
+    show_result,
+)
+from toolguard.calibration.datasets.dataset import open_dataset
 from toolguard.calibration.datasets.record_choice import sample_records
 from toolguard.calibration.steering_lab.lab_options import LabOptions
 from toolguard.calibration.steering_lab.lab_table import lab_table
 from toolguard.calibration.steering_lab.laboratory import run_laboratory
 from toolguard.calibration.steering_lab.settings import METHODS, checked_methods
 from toolguard.guard.errors import ConfigError
-from toolguard.guard.profile import Profile
 
 _DEFAULT = LabOptions()
 
 
 @click.command("steer-eval")
-@click.option(
-    "--profile", "folder", required=True, type=click.Path(path_type=Path), help="Profile folder."
-)
+@profile_option
 @model_options
-@click.option(
-    "--data",
-    required=True,
-    multiple=True,
-    type=click.Path(path_type=Path),
-    help="Records: a .jsonl file, or a folder with records.jsonl and menus.json; may be repeated.",
-)
-@click.option(
-    "--limit", type=click.IntRange(min=1), help="Use N records, drawn by the hash of id and seed."
-)
+@data_option()
+@limit_option
 @click.option(
     "--layers",
     metavar="L",
@@ -79,13 +75,7 @@ _DEFAULT = LabOptions()
     show_default=True,
     help="Strength with which they do, at the profile's layer.",
 )
-@click.option(
-    "--batch-tokens",
-    type=click.IntRange(min=1),
-    default=_DEFAULT.batch_tokens,
-    show_default=True,
-    help="Bound on one batch.",
-)
+@batch_tokens_option(_DEFAULT.batch_tokens)
 @click.option("--seed", type=int, default=0, show_default=True, help="Of draws and noise.")
 @json_option
 def command(
@@ -97,11 +87,8 @@ def command(
     Data it never saw are split in two, near duplicates kept together. Rates come with n and 95 %
     intervals.
     """
-    profile = Profile.load(folder)
-    problems: list[RecordProblem] = []
-    dataset = open_dataset(data, on_problem=problems.append)
-    loaded, wire = open_model(options, profile.meta.wire_format)
-    profile.verify(model_facts(loaded, wire))
+    dataset = open_dataset(data)
+    profile, loaded, wire = open_profile(folder, options)
     chosen = LabOptions(
         layers=_layers(options["layers"], len(loaded.view.blocks)),
         alphas=_numbers("--alphas", options["alphas"]),
@@ -116,12 +103,8 @@ def command(
         chosen,
         report=lambda what: click.echo(what, err=True),
     )
-    result["bad_records"] = len(problems)
-    for problem in problems:
-        click.echo(str(problem), err=True)
-    if json_path:
-        write_json(result, json_path)
-    click.echo(lab_table(result), err=json_path == "-")
+    result["bad_records"] = len(dataset.problems)
+    show_result(result, lab_table(result), json_path, dataset.problems)
 
 
 def _names(text: str) -> tuple[str, ...]:

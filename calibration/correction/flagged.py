@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
+from toolguard.calibration.datasets.record_choice import drawn_ids
 from toolguard.calibration.labels.judged_calls import JudgedCall
 
 
@@ -29,11 +29,7 @@ class FlaggedCalls:
 
     def sample(self, most: int, seed: int) -> FlaggedCalls:
         """Return at most `most` of the calls, drawn by id and seed, in their order."""
-        ids = sorted(
-            (call.record.id for call in self.calls),
-            key=lambda id_: hashlib.blake2b(f"{seed}:{id_}".encode(), digest_size=16).digest(),
-        )
-        kept = frozenset(ids[:most])
+        kept = drawn_ids([call.record.id for call in self.calls], most, seed)
         return replace(self, calls=tuple(c for c in self.calls if c.record.id in kept))
 
     def to_dict(self) -> dict[str, Any]:

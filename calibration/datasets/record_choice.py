@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from toolguard.calibration.datasets.dataset import Dataset, parse_json
+from toolguard.calibration.datasets.draw_key import draw_key
 from toolguard.calibration.datasets.records import Record, ToolEntry
 from toolguard.calibration.datasets.splits import SplitItem
 from toolguard.guard.errors import ConfigError, DatasetError
@@ -94,11 +94,7 @@ def sample_records(dataset: Dataset, limit: int | None, seed: int = 0) -> Iterab
 
 def drawn_ids(ids: Sequence[str], limit: int, seed: int) -> frozenset[str]:
     """Return `limit` of the ids; which ones depends on them and the seed, not on their order."""
-    return frozenset(sorted(ids, key=lambda record_id: _draw(record_id, seed))[:limit])
-
-
-def _draw(record_id: str, seed: int) -> bytes:
-    return hashlib.blake2b(f"{seed}:{record_id}".encode(), digest_size=16).digest()
+    return frozenset(sorted(ids, key=lambda record_id: draw_key(record_id, seed))[:limit])
 
 
 def _with_tools(record: Record, menu: Menu) -> Record:

@@ -8,13 +8,13 @@ make most of a dialogue data set one group.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Self
 
+from toolguard.calibration.datasets.draw_key import draw_key
 from toolguard.calibration.datasets.near_duplicates import (
     crossing_near_duplicates,
     group_near_duplicates,
@@ -217,7 +217,7 @@ def _groups(items: Sequence[SplitItem], seed: int) -> list[_Group]:
 def _group(items: Sequence[SplitItem], members: Sequence[int], seed: int) -> _Group:
     smallest = min(query_fingerprint(items[member].query) for member in members)
     return _Group(
-        key=hashlib.blake2b(f"{seed}:{smallest}".encode(), digest_size=16).digest(),
+        key=draw_key(smallest, seed),
         members=tuple(members),
         tools=frozenset(items[member].tool for member in members),
     )

@@ -5,7 +5,6 @@ Source: docs/decisions/0005-fitting.md.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,6 +13,7 @@ from typing import Any, Literal
 
 import torch
 
+from toolguard.calibration.datasets.draw_key import draw_key
 from toolguard.calibration.datasets.near_duplicates import group_near_duplicates, query_tokens
 from toolguard.calibration.datasets.splits import SplitItem
 from toolguard.calibration.fitting.statistics import ToolStatistics
@@ -140,9 +140,7 @@ def assign_folds(items: Sequence[SplitItem], folds: int, seed: int) -> dict[str,
 
 def _group_key(group: Sequence[SplitItem], seed: int) -> bytes:
     # By content, so that folds do not depend on the order of the records.
-    return min(
-        hashlib.blake2b(f"{seed}:{item.id}".encode(), digest_size=16).digest() for item in group
-    )
+    return min(draw_key(item.id, seed) for item in group)
 
 
 def choose_layer(

@@ -5,7 +5,6 @@ Source: docs/decisions/0005-fitting.md.
 
 from __future__ import annotations
 
-import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
+from toolguard.calibration.datasets.draw_key import draw_key
 from toolguard.calibration.datasets.splits import Split
 from toolguard.calibration.fitting.fit_input import CollectedCalls, FitOptions
 from toolguard.calibration.fitting.layer_choice import LayerChoice, ReadoutVariant, choose_layer
@@ -151,15 +151,11 @@ def _first_right_calls(calls: Sequence[LabelledCall], seed: int) -> list[int]:
     """Return the first few right calls of each tool in `fit`, in an order fixed by the seed."""
     taken: defaultdict[int, list[int]] = defaultdict(list)
     right = [place for place in places_of(calls, "fit") if not calls[place].wrong]
-    for place in sorted(right, key=lambda p: _shuffle_key(calls[p].record_id, seed)):
+    for place in sorted(right, key=lambda p: draw_key(calls[p].record_id, seed)):
         own = taken[calls[place].tool]
         if len(own) < PAPER_QUERIES:
             own.append(place)
     return [place for own in taken.values() for place in own]
-
-
-def _shuffle_key(record_id: str, seed: int) -> bytes:
-    return hashlib.blake2b(f"{seed}:{record_id}".encode(), digest_size=16).digest()
 
 
 def _build(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -12,7 +11,8 @@ from toolguard.calibration.fitting.named_readout import NamedReadout, NamedState
 from toolguard.calibration.votes.cross_fitting import Fit, Scorer
 from toolguard.calibration.votes.evidence import CallEvidence, Indices
 from toolguard.guard.errors import CalibrationError
-from toolguard.guard.readout import ReadoutKind, margin
+from toolguard.guard.readout import ReadoutKind
+from toolguard.guard.signals import ACTIVATION, read_signals
 
 PAPER_QUERIES = 3  # a tool; arXiv 2605.07990
 
@@ -54,10 +54,8 @@ def _risks(readout: NamedReadout, calls: Sequence[CallEvidence]) -> list[float |
 
 
 def _risk(scores: Tensor, chosen: int) -> float | None:
-    if not math.isfinite(scores[chosen]):
-        return None
-    lead = margin(scores, chosen)
-    return None if math.isinf(lead) and len(scores) > 1 else -lead
+    read = read_signals({ACTIVATION: scores}, chosen, (ACTIVATION,))
+    return -read[ACTIVATION] if read else None
 
 
 def _states(calls: Sequence[CallEvidence]) -> Tensor:
