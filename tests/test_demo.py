@@ -67,7 +67,12 @@ def turn(*decisions, calls=(), content="", finish_reason="stop", text=""):
 def calls(count=40):
     """Make judged calls, every fourth one wrong and with the smaller margin."""
     record = Record(
-        id="made", source="made", split="all", query="Rain?", tools=[{"name": "get_weather"}]
+        id="made",
+        source="made",
+        split="all",
+        query="Rain?",
+        tools=[{"name": "get_weather"}],
+        call={"name": "get_weather"},
     )
     return [
         ReadCall(
