@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from toolguard.adapters.loading import LoadedModel
 from toolguard.adapters.wire import WireFormat
 from toolguard.calibration.datasets.records import Record
 from toolguard.calibration.labels.judged_calls import CallJudge, Intake, JudgedCall
-from toolguard.calibration.reading.collect import BATCH_TOKENS, collect
+from toolguard.calibration.reading.collect import BATCH_TOKENS, Observation, collect
+from toolguard.calibration.reading.prompts import OnSkip
 from toolguard.guard.errors import DatasetError, ToolguardError
 from toolguard.guard.profile import Profile
 
@@ -41,6 +42,43 @@ class FreshCalls:
         }
 
 
+def read_fresh(
+    loaded: LoadedModel,
+    wire: WireFormat,
+    profile: Profile,
+    intake: Intake,
+    records: Iterable[Record],
+    *,
+    layers: Sequence[int],
+    on_skip: OnSkip,
+    batch_tokens: int = BATCH_TOKENS,
+) -> Iterator[tuple[JudgedCall, Observation]]:
+    """Yield each fresh call among the records, judged, with what was read of it.
+
+    Args:
+        loaded: the profile's model.
+        wire: the profile's format.
+        profile: what judges.
+        intake: sorts the records and counts what is left out.
+        records: labelled records.
+        layers: distinct block indices to read.
+        on_skip: told of each record that has no prompt.
+        batch_tokens: most new tokens in one forward.
+    """
+    judge = CallJudge(profile)
+    stream = collect(
+        loaded,
+        wire,
+        intake.calls(records),
+        layers=layers,
+        batch_tokens=batch_tokens,
+        names_only=profile.meta.preset == "paper",
+        on_skip=on_skip,
+    )
+    for observation in stream:
+        yield judge.read(intake.by_id[observation.record_id], observation), observation
+
+
 def judge_fresh(
     loaded: LoadedModel,
     wire: WireFormat,
@@ -65,19 +103,19 @@ def judge_fresh(
     """
     intake = Intake(seen=profile.seen_queries)
     skipped: list[ToolguardError] = []
-    judge = CallJudge(profile)
     calls: list[JudgedCall] = []
-    stream = collect(
+    stream = read_fresh(
         loaded,
         wire,
-        intake.calls(records),
+        profile,
+        intake,
+        records,
         layers=[profile.meta.layer],
         batch_tokens=batch_tokens,
-        names_only=profile.meta.preset == "paper",
         on_skip=lambda _record, error: skipped.append(error),
     )
-    for observation in stream:
-        calls.append(judge.read(intake.by_id[observation.record_id], observation))
+    for judged, _ in stream:
+        calls.append(judged)
         on_done(1)
     if not calls:
         raise DatasetError(

@@ -18,10 +18,10 @@ from toolguard.adapters.wire import WireFormat
 from toolguard.calibration.answering.survey import SurveyOptions, survey_call_or_answer
 from toolguard.calibration.datasets.records import Record
 from toolguard.calibration.guarantee.risk import measure_risk
-from toolguard.calibration.labels.judged_calls import CallJudge, Intake, JudgedCall
+from toolguard.calibration.labels.fresh_calls import read_fresh
+from toolguard.calibration.labels.judged_calls import Intake, JudgedCall
 from toolguard.calibration.labels.turn_outcomes import measure_turns, write_turns
 from toolguard.calibration.measuring.metrics import calibration_error
-from toolguard.calibration.reading.collect import collect
 from toolguard.calibration.steering_lab.pairs import Choice
 from toolguard.calibration.steering_lab.section import steering_section
 from toolguard.calibration.votes.catalogue import SAMPLES
@@ -104,20 +104,19 @@ def evaluate_profile(
     )
     gatherer = Gatherer(loaded, wire, profile.meta.layer, _gathering(plan, profile, options))
     intake = Intake(seen=profile.seen_queries)
-    skipped: list[tuple[Record, ToolguardError]] = []
-    judge = CallJudge(profile)
+    skipped: list[ToolguardError] = []
     read: list[CallEvidence] = []
-    stream = collect(
+    stream = read_fresh(
         loaded,
         wire,
-        intake.calls(records),
+        profile,
+        intake,
+        records,
         layers=gatherer.layers,
         batch_tokens=options.batch_tokens,
-        names_only=profile.meta.preset == "paper",
-        on_skip=lambda record, error: skipped.append((record, error)),
+        on_skip=lambda _record, error: skipped.append(error),
     )
-    for observation in stream:
-        judged = judge.read(intake.by_id[observation.record_id], observation)
+    for judged, observation in stream:
         read.append(gatherer.take(judged, observation))
         if on_done is not None:
             on_done(1)
