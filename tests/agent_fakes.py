@@ -24,6 +24,7 @@ from toolguard.adapters.agent_middleware.middleware import ToolguardMiddleware, 
 from toolguard.adapters.audit_store import AuditStore, StoredEvent
 from toolguard.guard.call_record import CallRecord
 from toolguard.guard.decision import Action, Decision, Reading, Reason
+from toolguard.guard.errors import AuditError
 from toolguard.guard.policy import Policy
 from toolguard.guard.seal import Seal
 
@@ -258,3 +259,31 @@ class World:
 def answers(state: Mapping[str, Any]) -> list[ToolMessage]:
     """Return what stands in the state as the tools' answers."""
     return [message for message in state["messages"] if isinstance(message, ToolMessage)]
+
+
+def policy(**tools: Any) -> Policy:
+    """Return an enforcing policy with these tools, which judges tools it does not list."""
+    return Policy.load({"mode": "enforce", "unlisted": "judge", "tools": tools})
+
+
+def kinds(world: World, call: Call) -> list[str]:
+    """Return the kinds of the events that the call left in the audit store."""
+    return [event.kind for event in world.events(call_id=call.id)]
+
+
+class FailingStore:
+    """A store that fails at some of its methods."""
+
+    def __init__(self, store: Any, *methods: str, kind: str = "") -> None:
+        self.store, self.methods, self.kind = store, methods, kind
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self.store, name)
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            kind = getattr(args[0], "kind", "") if args else ""
+            if name in self.methods and self.kind in ("", kind):
+                raise AuditError("the disk is full")
+            return method(*args, **kwargs)
+
+        return call

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import tiny_models
 import torch
+from agent_fakes import World
 from fakes import script_for
 from postgres import NoServerError, Server, running_server
 from transformers import LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerFast
@@ -104,3 +105,9 @@ def audit_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
         return str(tmp_path / "audit.db")
     server: Server = request.getfixturevalue("postgres_server")
     return server.new_database()
+
+
+@pytest.fixture(params=["sync", "async"])
+def world(request: pytest.FixtureRequest, tmp_path: Path) -> World:
+    """Give a guarded agent's world, run by `invoke` and by `ainvoke` in turn."""
+    return World(tmp_path, how=request.param)
