@@ -1,4 +1,4 @@
-"""Puts real output into the marked blocks of README.md; `make readme` runs it.
+"""Puts real output into the marked blocks of README.md and docs/output.md; `make readme` runs it.
 
 A block stands between `<!-- output: NAME -->` and `<!-- end -->`. Each name has one source below:
 a command that is run now, or a file of numbers that a command wrote. A block whose source is not
@@ -26,7 +26,7 @@ import demo
 from toolguard.calibration.cli import toolguard
 
 ROOT = Path(__file__).resolve().parents[1]
-README = ROOT / "README.md"
+PAGES = (ROOT / "README.md", ROOT / "docs" / "output.md")
 PICTURE = ROOT / "docs" / "margins.png"
 DEMO_OUT = Path("out/demo")
 AGENT_NUMBERS = ROOT / "adapters" / "reference" / "numbers.json"
@@ -207,12 +207,12 @@ SOURCES: Mapping[str, Callable[[], str | None]] = {
 
 
 def refresh(text: str, only: Sequence[str] = ()) -> str:
-    """Return the README's text with the blocks written anew; an unknown name is an error."""
+    """Return a page's text with the blocks written anew; an unknown name is an error."""
 
     def written(block: re.Match[str]) -> str:
         name = block["name"]
         if name not in SOURCES:
-            sys.exit(f"README.md names the unknown output {name!r}; known: {', '.join(SOURCES)}")
+            sys.exit(f"a page names the unknown output {name!r}; known: {', '.join(SOURCES)}")
         if only and name not in only:
             return block[0]
         return f"{block[1]}{SOURCES[name]() or PLACEHOLDER}\n{block[4]}"
@@ -221,12 +221,13 @@ def refresh(text: str, only: Sequence[str] = ()) -> str:
 
 
 def main() -> None:
-    """Rewrite README.md."""
+    """Rewrite the pages."""
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--only", action="append", default=[], choices=list(SOURCES))
     only = parser.parse_args().only
     with contextlib.chdir(ROOT):
-        README.write_text(refresh(README.read_text("utf-8"), only), encoding="utf-8")
+        for page in PAGES:
+            page.write_text(refresh(page.read_text("utf-8"), only), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -64,7 +64,13 @@ def resolve(words: list[str]) -> tuple[click.Command, list[str]]:
 
 
 def blocks() -> dict[str, str]:
-    return {found["name"]: found["body"].strip() for found in UPDATE["BLOCK"].finditer(readme())}
+    """Return the bodies of the marked blocks of all pages by name."""
+    return {found["name"]: found["body"].strip() for found in UPDATE["BLOCK"].finditer(marked())}
+
+
+def marked() -> str:
+    """Return the text of the pages that `make readme` writes to."""
+    return "\n".join(page.read_text("utf-8") for page in UPDATE["PAGES"])
 
 
 def readme() -> str:
@@ -157,10 +163,10 @@ def test_records_are_valid(text):
 
 
 def test_each_block_has_a_source_and_stands_once():
-    """The marked blocks of the README are those that `make readme` writes."""
-    names = [found["name"] for found in UPDATE["BLOCK"].finditer(readme())]
+    """The marked blocks of the pages are those that `make readme` writes."""
+    names = [found["name"] for found in UPDATE["BLOCK"].finditer(marked())]
     assert sorted(names) == sorted(UPDATE["SOURCES"])
-    assert readme().count("<!-- output:") == readme().count("<!-- end -->") == len(names)
+    assert marked().count("<!-- output:") == marked().count("<!-- end -->") == len(names)
 
 
 @pytest.mark.parametrize("name", UPDATE["SOURCES"])
