@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import click
+from tqdm import tqdm
 
 from toolguard.guard.errors import ConfigError
 
@@ -118,22 +119,22 @@ def write_json(value: Mapping[str, Any], path: str) -> None:
         ) from error
 
 
-def show_result(
-    value: Mapping[str, Any], text: str, path: str | None, problems: Iterable[object] = ()
-) -> None:
-    """Show a result: problems on stderr, JSON where it was asked for, and the text.
+def progress_bar(what: str, unit: str, total: int | None = None) -> tqdm[NoReturn]:
+    """Return a bar on stderr that is gone when it is done; where stderr is no terminal, none."""
+    return tqdm(desc=what, unit=unit, total=total, leave=False, disable=None)
+
+
+def show_result(value: Mapping[str, Any], text: str, path: str | None) -> None:
+    """Show a result: JSON where it was asked for, and the text.
 
     Args:
         value: for the JSON file, if there is one.
         text: for people; on stderr where stdout is taken by the JSON.
         path: of --json.
-        problems: in the data, a line each.
 
     Raises:
         ConfigError: if the file cannot be written.
     """
-    for problem in problems:
-        click.echo(str(problem), err=True)
     if path:
         write_json(value, path)
     click.echo(text, err=path == "-")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 import torch
@@ -76,6 +77,17 @@ def test_calibrate_makes_a_gate_of_records_without_a_call(calibrated, data):
     assert used == len(rows) - sum(turns["test"].values())
 
 
+def test_check_shows_what_the_gate_says(calibrated, model):
+    """One reading tells, beside P(wrong), whether there should be a call at all."""
+    args = ("--profile", calibrated[1], "--model", model, "--query", "find a book about birds")
+    done = run("check", *args)
+    assert done.exit_code == 0, done.output
+    assert re.search(r"^P\(should be an answer\) [01]\.\d{4}$", done.stdout, re.MULTILINE)
+    assert re.search(r"^P\(should be a question\) [01]\.\d{4}$", done.stdout, re.MULTILINE)
+    found = json.loads(run("check", *args, "--json", "-").stdout)
+    assert set(found["no_call"]) == KINDS
+
+
 def test_an_evaluation_measures_it_on_fresh_turns(calibrated, model, fresh, data):
     """`evaluate` has a section with every signal by source, and the gate's own rates."""
     args = ("--profile", calibrated[1], "--model", model, "--steering", 0, "--votes", "logprob")
@@ -141,3 +153,13 @@ def test_a_survey_leaves_out_what_a_profile_has_seen(calibrated, model, data):
     assert done.exit_code == 0, done.output
     turns = Profile.load(calibrated[1]).meta.call_or_answer.metrics["turns"]["test"]
     assert json.loads(done.stdout)["sources"]["made"]["n"] == turns
+
+
+def test_a_survey_of_nothing_is_an_error(model, tmp_path):
+    """Where no record tells what is right to do next there is no table of nothing."""
+    data = tmp_path / "bad.jsonl"
+    data.write_text('{"id": "bad"}\n')
+    done = run("call-or-answer", "--model", model, "--data", data)
+    assert done.exit_code == 2
+    assert "problems in the data: 1" in done.stderr
+    assert "no record tells whether to call" in done.stderr

@@ -61,7 +61,7 @@ def test_bad_records_are_all_listed_and_exit_1(folders):
         f"{path}:3: call",
     ]
     assert lines[8].startswith(f"{path}:4: not JSON")
-    assert "5 problems" in result.stderr
+    assert "problems: 5" in result.stderr
 
 
 def test_json_goes_to_stdout_and_the_table_to_stderr(folders):

@@ -189,6 +189,18 @@ def test_what_calibration_saw_is_left_out(model, profile):
     assert found["n"] == 30
 
 
+def test_bad_records_are_told_although_nothing_is_left(model, profile, tmp_path):
+    """Where every record is bad the command fails, and says first which ones and why."""
+    data = tmp_path / "bad.jsonl"
+    data.write_text('{"id": "bad"}\n')
+    done = evaluated(profile, model, data, steering=0)
+    assert done.exit_code == 2
+    told, _, error = done.stderr.partition("no record is left to evaluate")
+    assert "problems in the data: 1" in told
+    assert "bad.jsonl:1: " in told
+    assert error
+
+
 def test_the_table_is_for_people(model, profile, fresh):
     """Without --json the result is a table on stdout."""
     done = run("evaluate", "--profile", profile, "--model", model, "--data", fresh, "--steering", 0)
@@ -227,6 +239,7 @@ def test_check_takes_messages_tools_and_a_policy(model, profile, tmp_path):
         (["evaluate", "--profile", "nowhere"], 2, "nowhere"),
         (["check", "--profile", "nowhere", "--query", "x"], 2, "nowhere"),
         (["check", "--profile", "PROFILE"], 2, "either --query or --messages"),
+        (["check", "--profile", "PROFILE", "--query", " "], 2, "it is empty"),
         (
             ["check", "--profile", "PROFILE", "--query", "x", "--tools", "missing.json"],
             2,

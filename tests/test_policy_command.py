@@ -212,7 +212,7 @@ def test_check_ends_with_3_and_lists_the_problems(tmp_path: Path, folder: Path) 
     assert "\\u0455earch" in problem["detail"]
     assert "is 'search' meant?" in problem["detail"]
     assert {tool["tool"] for tool in report["tools"]} == {*NAMES, "ѕearch"}
-    assert "1 problems" in result.stderr
+    assert f"problems in {file}: 1" in result.stderr
 
 
 def test_check_takes_a_menu_of_its_own(tmp_path: Path, folder: Path) -> None:

@@ -117,7 +117,10 @@ class AuditStore:
         """
         parsed = parse_url(url)
         shown = parsed.render_as_string(hide_password=True)
-        missing = ConfigError(f"there is no audit store at {shown}")
+        missing = ConfigError(
+            f"there is no audit store at {shown}",
+            hint="name the database that the guarded agent writes to",
+        )
         if create:
             make_file(parsed)
         elif parsed.get_backend_name() == "sqlite" and not Path(parsed.database or "").is_file():

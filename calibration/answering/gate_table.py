@@ -9,6 +9,7 @@ from toolguard.calibration.measuring.rate_text import rate_text
 from toolguard.guard.profile_meta import CallOrAnswer
 
 WORDS = {"answer": "should be an answer", "ask": "should be a question"}
+"""What stands in place of a call that is unneeded, by the kind of the turn."""
 COLUMNS = f"  {'turn':<22}{'signal':<13}{'AUROC':<24}let through where 95 % of the calls are"
 
 

@@ -14,14 +14,15 @@ from tqdm import tqdm
 
 from toolguard.adapters.guarded_agent import model_facts
 from toolguard.adapters.loading import LoadedModel
+from toolguard.calibration.command_data import list_left_out, open_data
 from toolguard.calibration.command_model import open_model
 from toolguard.calibration.command_options import (
     batch_tokens_option,
     json_option,
     model_options,
+    progress_bar,
     write_json,
 )
-from toolguard.calibration.datasets.dataset import RecordProblem, open_dataset
 from toolguard.calibration.datasets.record_choice import (
     ChosenRecords,
     choose_records,
@@ -44,7 +45,6 @@ from toolguard.guard.profile import Profile
 from toolguard.guard.signals import SIGNALS
 
 _FIT = FitOptions()
-_SHOWN = 20  # lines of records left out, of each kind; --json has all
 _SPOOL = ".spool"
 
 
@@ -195,8 +195,7 @@ def _calibrate(**options: Any) -> float:
         seed=options["seed"],
         preset=preset,
     )
-    problems: list[RecordProblem] = []
-    records = _records(options["data"], options, problems)
+    records = _records(options["data"], options)
     loaded, wire = open_model(options)
     blocks = len(loaded.view.blocks)
     layers = (max(0, blocks - 2),) if preset else parse_layers(options["layers"], blocks)
@@ -216,11 +215,11 @@ def _calibrate(**options: Any) -> float:
         ],
         options,
     )
-    _list_left_out(problems, result.skipped)
+    _list_skipped(result.skipped)
     if options["json_path"] is not None:
         report = profile.meta.model_dump(mode="json")
         write_json(
-            {**report, "out": str(out), **_left_out(problems, result.skipped)}, options["json_path"]
+            {**report, "out": str(out), **_left_out(records, result.skipped)}, options["json_path"]
         )
     coverage = next(
         row["coverage"]["value"]
@@ -246,8 +245,7 @@ def _add_tools(added: Path, **options: Any) -> None:
     """Put the tools of a file of records into the profile in --out."""
     out: Path = options["out"]
     profile = Profile.load(out)
-    problems: list[RecordProblem] = []
-    records = _records([added], options, problems)
+    records = _records([added], options)
     loaded, wire = open_model(options, profile.meta.wire_format)
     profile.verify(model_facts(loaded, wire))
     names_only = profile.meta.preset == "paper"
@@ -265,7 +263,7 @@ def _add_tools(added: Path, **options: Any) -> None:
     result.update.profile.save(out)
     _drop_spool(run.spool, keep=options["keep_spool"])
     _show(_update_lines(result.update, out), options)
-    _list_left_out(problems, result.skipped)
+    _list_skipped(result.skipped)
     if options["json_path"] is not None:
         update = result.update
         report = {
@@ -273,19 +271,15 @@ def _add_tools(added: Path, **options: Any) -> None:
             "calibrated": list(update.calibrated),
             "uncalibrated": list(update.uncalibrated),
             "kept": dict(update.kept),
-            **_left_out(problems, result.skipped),
+            **_left_out(records, result.skipped),
         }
         write_json(report, options["json_path"])
 
 
-def _records(
-    data: Sequence[Path], options: dict[str, Any], problems: list[RecordProblem]
-) -> ChosenRecords:
+def _records(data: Sequence[Path], options: dict[str, Any]) -> ChosenRecords:
     menus = read_menu_file(options["menu_file"])
-    dataset = open_dataset(data, menus=menus.menus)
-    chosen = choose_records(dataset, menu=menus.menu, limit=options["limit"], seed=options["seed"])
-    problems += dataset.problems
-    return chosen
+    dataset = open_data(data, menus.menus)
+    return choose_records(dataset, menu=menus.menu, limit=options["limit"], seed=options["seed"])
 
 
 def _run_options(
@@ -306,7 +300,7 @@ class _Bars:
 
     def __init__(self, records: int, layers: int) -> None:
         self._layers = layers
-        self._bar = tqdm(total=records, desc="reading decisions", unit="call", leave=False)
+        self._bar = progress_bar("reading decisions", "call", records)
         self._choosing = False
 
     def record(self, count: int) -> None:
@@ -316,7 +310,7 @@ class _Bars:
         if not self._choosing:
             self._bar.close()
             self._choosing = True
-            self._bar = tqdm(total=self._layers, desc="choosing a layer", unit="layer", leave=False)
+            self._bar = progress_bar("choosing a layer", "layer", self._layers)
         self._bar.update()
 
     def close(self) -> None:
@@ -369,23 +363,13 @@ def _show(lines: Sequence[str], options: dict[str, Any]) -> None:
     click.echo("\n".join(lines), err=options["json_path"] == "-")
 
 
-def _list_left_out(problems: Sequence[RecordProblem], skipped: Sequence[SkippedRecord]) -> None:
-    """Name on stderr what was left out, so that nothing is lost unseen."""
-    for kind, lines in (
-        ("problems in the data", [str(problem) for problem in problems]),
-        ("records not read", [f"{one.record_id}: {one.reason}" for one in skipped]),
-    ):
-        if lines:
-            click.echo(f"{len(lines)} {kind}:", err=True)
-            click.echo("\n".join(f"  {line}" for line in lines[:_SHOWN]), err=True)
-        if len(lines) > _SHOWN:
-            click.echo(f"  and {len(lines) - _SHOWN} more; --json lists all", err=True)
+def _list_skipped(skipped: Sequence[SkippedRecord]) -> None:
+    lines = [f"{one.record_id}: {one.reason}" for one in skipped]
+    list_left_out("records not read", lines, "--json lists all")
 
 
-def _left_out(
-    problems: Sequence[RecordProblem], skipped: Sequence[SkippedRecord]
-) -> dict[str, Any]:
+def _left_out(records: ChosenRecords, skipped: Sequence[SkippedRecord]) -> dict[str, Any]:
     return {
-        "problems": [str(problem) for problem in problems],
+        "problems": [str(problem) for problem in records.dataset.problems],
         "skipped": [{"id": one.record_id, "reason": one.reason} for one in skipped],
     }

@@ -6,23 +6,24 @@ from pathlib import Path
 from typing import Any
 
 import click
-from tqdm import tqdm
 
 from toolguard.adapters.guarded_agent import model_facts
 from toolguard.calibration.answering.gate_table import survey_table
 from toolguard.calibration.answering.survey import SurveyOptions, survey_call_or_answer
+from toolguard.calibration.command_data import open_data
 from toolguard.calibration.command_model import open_model
 from toolguard.calibration.command_options import (
     batch_tokens_option,
     data_option,
     json_option,
     model_options,
+    progress_bar,
     show_result,
 )
-from toolguard.calibration.datasets.dataset import open_dataset
 from toolguard.calibration.datasets.near_duplicates import query_fingerprint
 from toolguard.calibration.fitting.calibration_run import parse_layers
 from toolguard.calibration.reading.row_packs import BATCH_TOKENS
+from toolguard.guard.errors import DatasetError
 from toolguard.guard.profile import Profile
 
 _DEFAULT = SurveyOptions()
@@ -69,7 +70,7 @@ def command(
     fitted is fitted to other records. Rates come with n and 95 % intervals.
     """
     profile = None if folder is None else Profile.load(folder)
-    dataset = open_dataset(data)
+    dataset = open_data(data)
     loaded, wire = open_model(options, None if profile is None else profile.meta.wire_format)
     if profile is not None:
         profile.verify(model_facts(loaded, wire))
@@ -84,9 +85,14 @@ def command(
         folds=options["folds"],
         seed=options["seed"],
     )
-    with tqdm(desc="reading openings", unit="turn", leave=False) as bar:
+    with progress_bar("reading openings", "turn") as bar:
         result = survey_call_or_answer(
             loaded, wire, records, chosen, profile=profile, on_done=bar.update
         )
+    if not result["sources"]:
+        raise DatasetError(
+            "no record tells whether to call",
+            hint="pass records with a call and records without, which calibration did not see",
+        )
     result["bad_records"] = len(dataset.problems)
-    show_result(result, "\n".join(survey_table(result)), json_path, dataset.problems)
+    show_result(result, "\n".join(survey_table(result)), json_path)

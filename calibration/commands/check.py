@@ -10,6 +10,8 @@ import click
 from toolguard.adapters.guarded_agent import model_facts
 from toolguard.adapters.loading import LoadedModel
 from toolguard.adapters.wire import WireFormat
+from toolguard.calibration.answering.gate_table import WORDS
+from toolguard.calibration.answering.openings import read_openings
 from toolguard.calibration.command_model import open_model
 from toolguard.calibration.command_options import (
     json_option,
@@ -20,6 +22,7 @@ from toolguard.calibration.command_options import (
 from toolguard.calibration.datasets.menu_file import read_json_file, read_menu
 from toolguard.calibration.datasets.records import Record
 from toolguard.calibration.reading.collect import collect
+from toolguard.guard.answer_gate import OpeningEvidence
 from toolguard.guard.audit import decision_record
 from toolguard.guard.decision import Decision
 from toolguard.guard.errors import ConfigError, DatasetError, ToolguardError
@@ -71,6 +74,8 @@ def command(
     """Read one decision: scores of every tool, margins, P(wrong), and what the policy would do."""
     if (query is None) == (messages is None):
         raise click.UsageError("give either --query or --messages")
+    if query is not None and not query.strip():
+        raise click.BadParameter("it is empty", param_hint="--query")
     # The table shows the decision; a log line as well would be in its way.
     guard = Guard.load(folder, policy or Policy(mode="enforce"), logger=_SILENT)
     menu = read_menu(tools) if tools else _profile_menu(guard, folder)
@@ -104,8 +109,30 @@ def read_decision(loaded: LoadedModel, wire: WireFormat, guard: Guard, record: R
         chosen=record.menu.names[observation.chosen],
         hidden=observation.hidden[0],
         logprob=observation.scores,
+        opening=_opening(loaded, wire, profile, record),
     )
     return guard.check(evidence, profile.view(record.menu))
+
+
+def _opening(
+    loaded: LoadedModel, wire: WireFormat, profile: Profile, record: Record
+) -> OpeningEvidence | None:
+    """Return what is read where the call could start; None if the profile cannot judge it."""
+    if profile.gate is None:
+        return None
+    opening = next(
+        read_openings(
+            loaded,
+            wire,
+            [record],
+            layers=[profile.gate.section.layer],
+            batch_tokens=_BATCH_TOKENS,
+            names_only=profile.meta.preset == "paper",
+            decisions=False,
+            on_skip=_refuse,
+        )
+    )
+    return OpeningEvidence(hidden=opening.hidden[0], log_odds=opening.log_odds)
 
 
 def table(decision: Decision) -> str:
@@ -132,6 +159,7 @@ def table(decision: Decision) -> str:
         "",
         f"margin of {reading.chosen}: {margins}",
         f"P(wrong) {p_wrong}; {limit}",
+        *(f"P({WORDS[kind]}) {p:.4f}" for kind, p in reading.no_call.items()),
         f"the policy would {decision.proposed}: {decision.detail}"
         + (f" -> {decision.target}" if decision.target else ""),
     ]

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import click
-from tqdm import tqdm
 
+from toolguard.calibration.command_data import open_data
 from toolguard.calibration.command_model import open_profile
 from toolguard.calibration.command_options import (
     batch_tokens_option,
@@ -17,6 +17,7 @@ from toolguard.calibration.command_options import (
     limit_option,
     model_options,
     profile_option,
+    progress_bar,
     show_result,
 )
 from toolguard.calibration.correction.flagged import flag_calls
@@ -25,7 +26,6 @@ from toolguard.calibration.correction.measurement import (
     CorrectionOptions,
     measure_correction,
 )
-from toolguard.calibration.datasets.dataset import open_dataset
 from toolguard.calibration.datasets.record_choice import sample_records
 from toolguard.calibration.labels.fresh_calls import judge_fresh
 from toolguard.calibration.measuring.rate_text import rate_text
@@ -67,7 +67,7 @@ def command(folder: Path, data: tuple[Path, ...], json_path: str | None, **optio
     counts what that fixed and what it broke. Records that took part in the calibration are left
     out.
     """
-    dataset = open_dataset(data)
+    dataset = open_data(data)
     profile, loaded, wire = open_profile(folder, options)
     chosen = CorrectionOptions(
         most=options["most"],
@@ -77,7 +77,7 @@ def command(folder: Path, data: tuple[Path, ...], json_path: str | None, **optio
     )
     records = sample_records(dataset, options["limit"], chosen.seed)
     threshold = profile.threshold(options["risk_target"])
-    with tqdm(desc="reading decisions", unit="call", leave=False) as bar:
+    with progress_bar("reading decisions", "call") as bar:
         fresh = judge_fresh(
             loaded, wire, profile, records, batch_tokens=chosen.batch_tokens, on_done=bar.update
         )
@@ -87,7 +87,7 @@ def command(folder: Path, data: tuple[Path, ...], json_path: str | None, **optio
         **measure_correction(loaded, wire, profile, flagged, chosen),
         "bad_records": len(dataset.problems),
     }
-    show_result(result, table(result), json_path, dataset.problems)
+    show_result(result, table(result), json_path)
 
 
 def table(result: Mapping[str, Any]) -> str:

@@ -96,7 +96,7 @@ def validate(ctx: click.Context, paths: tuple[Path, ...], json_path: str | None)
         }
         write_json(report, json_path)
     if problems:
-        click.echo(f"{len(problems)} problems", err=True)
+        click.echo(f"problems: {len(problems)}", err=True)
         ctx.exit(1)
 
 
@@ -140,7 +140,7 @@ def import_(
     if json_path is not None:
         write_json(_import_json(report), json_path)
     if report.problems:
-        click.echo(f"{len(report.problems)} problems", err=True)
+        click.echo(f"problems: {len(report.problems)}", err=True)
         ctx.exit(1)
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import click
-from tqdm import tqdm
 
 from toolguard.calibration.answering.gate_table import survey_table
+from toolguard.calibration.command_data import open_data
 from toolguard.calibration.command_model import open_profile
 from toolguard.calibration.command_options import (
     batch_tokens_option,
@@ -19,9 +19,9 @@ from toolguard.calibration.command_options import (
     limit_option,
     model_options,
     profile_option,
+    progress_bar,
     show_result,
 )
-from toolguard.calibration.datasets.dataset import open_dataset
 from toolguard.calibration.datasets.record_choice import sample_records
 from toolguard.calibration.fitting.layer_choice import FEWEST_ERRORS
 from toolguard.calibration.measuring.evaluation import EvaluationOptions, evaluate_profile
@@ -107,11 +107,11 @@ def command(
     Records that took part in the calibration are left out. Rates come with n and 95 % intervals.
     """
     choose_votes(options["votes"])  # before the model is read, which takes longer than a typo
-    dataset = open_dataset(data)
+    dataset = open_data(data)
     profile, loaded, wire = open_profile(folder, options)
     chosen = EvaluationOptions(**{f.name: options[f.name] for f in fields(EvaluationOptions)})
     records = sample_records(dataset, limit, chosen.seed)
-    with tqdm(desc="reading decisions", unit="call", leave=False) as bar:
+    with progress_bar("reading decisions", "call") as bar:
         result = evaluate_profile(
             loaded,
             wire,
@@ -122,7 +122,7 @@ def command(
             on_step=bar.set_description,
         )
     result["bad_records"] = len(dataset.problems)
-    show_result(result, table(result), json_path, dataset.problems)
+    show_result(result, table(result), json_path)
 
 
 def table(result: dict[str, Any]) -> str:

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import click
-from tqdm import tqdm
 
+from toolguard.calibration.command_data import open_data
 from toolguard.calibration.command_model import open_profile
 from toolguard.calibration.command_options import (
     batch_tokens_option,
@@ -16,9 +16,9 @@ from toolguard.calibration.command_options import (
     limit_option,
     model_options,
     profile_option,
+    progress_bar,
     show_result,
 )
-from toolguard.calibration.datasets.dataset import open_dataset
 from toolguard.calibration.datasets.record_choice import sample_records
 from toolguard.calibration.guarantee.check import GuaranteeOptions, measure_guarantee
 from toolguard.calibration.guarantee.table import broken_targets, guarantee_table
@@ -105,10 +105,10 @@ def command(
     profile, loaded, wire = open_profile(folder, options)
 
     def fresh(paths: tuple[Path, ...], what: str) -> FreshCalls:
-        dataset = open_dataset(paths)
+        dataset = open_data(paths)
         records = sample_records(dataset, options["limit"], options["seed"])
-        with tqdm(desc=f"reading {what}", unit="call", leave=False) as bar:
-            found = judge_fresh(
+        with progress_bar(f"reading {what}", "call") as bar:
+            return judge_fresh(
                 loaded,
                 wire,
                 profile,
@@ -116,9 +116,6 @@ def command(
                 batch_tokens=options["batch_tokens"],
                 on_done=bar.update,
             )
-        for problem in dataset.problems:
-            click.echo(str(problem), err=True)
-        return found
 
     same = fresh(data, "calls")
     other = fresh(shifted, "shifted calls") if shifted else None

@@ -64,7 +64,7 @@ def check(
     if json_path is not None:
         write_json(_check_json(policy, rules, problems), json_path)
     if problems:
-        click.echo(f"{len(problems)} problems in {file}", err=True)
+        click.echo(f"problems in {file}: {len(problems)}", err=True)
         ctx.exit(GATE_NOT_MET)
 
 

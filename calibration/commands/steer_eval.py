@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from toolguard.adapters.wire import WireFormat, get_format
+from toolguard.calibration.command_data import open_data
 from toolguard.calibration.command_model import open_profile
 from toolguard.calibration.command_options import (
     batch_tokens_option,
@@ -18,7 +19,6 @@ from toolguard.calibration.command_options import (
     profile_option,
     show_result,
 )
-from toolguard.calibration.datasets.dataset import open_dataset
 from toolguard.calibration.datasets.record_choice import sample_records
 from toolguard.calibration.steering_lab.lab_options import LabOptions
 from toolguard.calibration.steering_lab.lab_table import lab_table
@@ -87,7 +87,7 @@ def command(
     Data it never saw are split in two, near duplicates kept together. Rates come with n and 95 %
     intervals.
     """
-    dataset = open_dataset(data)
+    dataset = open_data(data)
     profile, loaded, wire = open_profile(folder, options)
     chosen = LabOptions(
         layers=_layers(options["layers"], len(loaded.view.blocks)),
@@ -104,7 +104,7 @@ def command(
         report=lambda what: click.echo(what, err=True),
     )
     result["bad_records"] = len(dataset.problems)
-    show_result(result, lab_table(result), json_path, dataset.problems)
+    show_result(result, lab_table(result), json_path)
 
 
 def _names(text: str) -> tuple[str, ...]:

@@ -76,9 +76,9 @@ def choose_records(
         items = [item for item in items if item.id in kept]
     if not items:
         raise DatasetError(
-            f"none of {counts['records']} records can be used: {counts['no_call']} have no call, "
-            f"{counts['call_not_offered']} call a tool that is not offered, "
-            f"{len(dataset.problems)} problems",
+            f"no record can be used: {len(dataset.problems)} cannot be read, "
+            f"{counts['no_call']} have no call, "
+            f"{counts['call_not_offered']} call a tool that is not offered",
             hint="check the data with `toolguard data validate`",
         )
     return ChosenRecords(dataset=dataset, menu=menu, items=tuple(items), counts=dict(counts))

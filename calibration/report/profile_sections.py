@@ -6,13 +6,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from toolguard.calibration.answering.gate_table import WORDS
 from toolguard.calibration.report.figures import signal_name, signal_style
 from toolguard.calibration.report.stored_metrics import dug, rate_at, words_at
 from toolguard.guard.profile_meta import ProfileMeta
 from toolguard.guard.rate import Rate
-
-TURNS = {"answer": "should be an answer", "ask": "should be a question"}
-"""Kinds of turns in which a call is unneeded, for people."""
 
 _TURN_SIGNALS = {
     "logprob": "log-probability of a call",
@@ -139,7 +137,7 @@ def turn_rows(kinds: object, *, source: str = "") -> Iterator[TurnRow]:
         source: where the turns come from, if that is to be said.
     """
     for kind, found in kinds.items() if isinstance(kinds, Mapping) else ():
-        group = ": ".join(filter(None, (source, TURNS.get(kind, kind))))
+        group = ": ".join(filter(None, (source, WORDS.get(kind, kind))))
         signals = dug(found, "signals") or found
         for signal in signals if isinstance(signals, Mapping) else ():
             auroc = rate_at(signals, signal, "auroc")
