@@ -39,7 +39,7 @@ from toolguard.guard.tools import Menu
 POLICY = {
     "mode": "enforce",
     "unlisted": "deny",
-    "risk_target": 0.2,
+    "risk_target": 0.1,
     "tools": {
         "create_reminder": {"tier": "write", "doubtful": "confirm"},
         "run_code": {"tier": "irreversible", "doubtful": "veto"},

@@ -73,6 +73,7 @@ SCENES = (
         wanted=("confirm",),
         tools=("create_reminder",),
         queries=(
+            "Note to self: call the plumber on Friday.",
             "Make a note for Friday that the plumber comes at nine.",
             "Put the dentist on Thursday at four.",
             "Don't let me miss the call with Ruth tomorrow.",

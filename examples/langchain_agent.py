@@ -28,7 +28,7 @@ PROFILE = Path("out/demo/profile")
 POLICY = Policy.load(
     {
         "preset": "staging",
-        "risk_target": 0.2,
+        "risk_target": 0.1,
         "tools": {
             "get_weather": {"tier": "read"},
             "get_calendar": {"tier": "read"},
@@ -50,14 +50,14 @@ REQUESTS = (
 
 
 def answers() -> Mapping[str, Callable[..., str]]:
-    """Return what stands behind each tool here; a real agent has its own functions."""
+    """Return what stands behind each tool: short results, which the bundled agent knows."""
     return {
-        "get_weather": lambda city, **_: f"sunny, 21 degrees in {city}",
-        "get_calendar": lambda **_: "two meetings",
+        "get_weather": lambda **_: "sunny, 21 degrees",
+        "get_calendar": lambda **_: "no entries found",
         "search_web": lambda **_: "3 results",
-        "read_file": lambda **_: "empty",
+        "read_file": lambda **_: "12 lines",
         "create_reminder": lambda **_: "saved",
-        "send_email": lambda to, **_: f"sent to {to}",
+        "send_email": lambda **_: "queued",
     }
 
 

@@ -29,12 +29,12 @@ from toolguard.guard.seal import Seal, load_key
 PROFILE = Path("out/demo/profile")
 WATCH: Mapping[str, Any] = {
     "preset": "monitor",
-    "risk_target": 0.2,
+    "risk_target": 0.1,
     "tools": {"send_email": {"tier": "irreversible"}, "write_file": {"tier": "irreversible"}},
 }
 ENFORCE: Mapping[str, Any] = {
     "preset": "staging",
-    "risk_target": 0.2,
+    "risk_target": 0.1,
     "tools": {
         "get_*": {"tier": "read"},
         "search_*": {"tier": "read"},

@@ -31,7 +31,7 @@ PICTURE = ROOT / "docs" / "margins.png"
 DEMO_OUT = Path("out/demo")
 AGENT_NUMBERS = ROOT / "adapters" / "reference" / "numbers.json"
 BENCH_NUMBERS = ROOT / "benchmarks" / "results.json"
-QUERY = "Send Ana the notes from this morning."
+QUERY = "Find the notes from this morning."
 BLOCK = re.compile(r"(<!-- output: (?P<name>[\w-]+) -->\n)(?P<body>.*?)(<!-- end -->)", re.DOTALL)
 PLACEHOLDER = "_Not measured yet; `make readme` writes this block._"
 

@@ -44,7 +44,7 @@ def test_the_langchain_agent_asks_before_it_sends(
         sent = {e.call_id for e in store.events(kind="started", tool="send_email")}
     assert decided
     assert sent <= approved
-    assert ("sent to" in told) == bool(sent)
+    assert ("tool       queued" in told) == bool(sent)
 
 
 def test_staging_replays_what_enforcing_then_does(

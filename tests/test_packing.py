@@ -14,6 +14,7 @@ from toolguard.calibration.training.catalog import base_menu, load_catalog
 from toolguard.calibration.training.examples import Example, catalog_pool, human_pools
 from toolguard.calibration.training.packed_attention import visible
 from toolguard.calibration.training.packing import (
+    DECLINE,
     NAME,
     QUERY,
     REPLY,
@@ -112,6 +113,8 @@ def test_the_weights_mark_name_query_and_reply(builder):
     ids, weights = builder.encode(conversation(SILENT_EXAMPLE, "No tool fits."))
     assert REPLY in weights
     assert NAME not in weights
+    declined = [i for i, w in zip(ids, weights, strict=True) if w == DECLINE]
+    assert builder.tokenizer.decode(declined) == "No"
 
 
 @torch.inference_mode()

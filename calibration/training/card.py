@@ -293,9 +293,16 @@ def _recipe(facts: TrainingFacts) -> str:
 
 def _stage(stage: Mapping[str, Any]) -> str:
     shares = ", ".join(f"{name} {share:g}" for name, share in stage["shares"])
-    mix = ", ".join(f"{name} {value:g}" for name, value in stage["mix"].items())
     more = f"dropout {stage['dropout']:g}, rate times {stage['rate']:g}"
-    return f"{stage['length']} parts of the steps: rows from {shares}; {mix}, {more}"
+    own = "".join(f"; {name} with {_mix(mix)}" for name, mix in stage.get("own", ()))
+    return (
+        f"{stage['length']} parts of the steps: rows from {shares}; {_mix(stage['mix'])}, "
+        f"{more}{own}"
+    )
+
+
+def _mix(mix: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {value:g}" for name, value in mix.items())
 
 
 def _hours(seconds: float) -> str:

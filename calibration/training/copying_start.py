@@ -2,8 +2,9 @@
 
 A transformer that has to find this circuit by itself needs more text than the reference agent ever
 sees, and without it the agent learns names and values by heart instead of reading them off the
-prompt. Heads of the first block look at the token before; heads of the second look at places whose
-token before is the present one, and write the token found there.
+prompt. Some heads of the first block look at the token before; some of the second look at places
+whose token before is the present one, and write the token found there. The other half of the heads
+stays free for what training finds: where all copied, choosing a tool was learned late.
 
 Source: Olsson et al. (2022), "In-context learning and induction heads", for the circuit; setting
     initial weights by what trained ones look like follows Trockman & Kolter (2023), "Mimetic
@@ -20,8 +21,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-SHARPNESS = 3.0  # root mean square of queries and keys; with 1 no head can look at one place alone
-QUIET = 0.25  # factor on what all other parts write, which is noise at first
+SHARPNESS = 2.0  # root mean square of queries and keys; with 1 no head can look at one place alone
+QUIET = 0.1  # factor on what all other parts write, which is noise at first
 HUSHED = 0.1  # the same where a norm brings what a part writes to full size again
 SHARED = 0.32  # length of the part that all embeddings share, about that of a whole embedding
 WRITTEN = 0.2  # how strongly the token before is written
@@ -41,14 +42,17 @@ def start_copying(model: PreTrainedModel) -> None:
     width, size = config.hidden_size, config.head_dim
     groups = config.num_attention_heads // config.num_key_value_heads
     # Content is compared in the dimensions that turn slowly: it must match at any distance.
-    slow = torch.cat([torch.arange(size // 4, size // 2), torch.arange(3 * size // 4, size)])
+    half = size // 2
+    slow = torch.cat([torch.arange(size // 4, half), torch.arange(3 * size // 4, size)])
+    fast = torch.cat([torch.arange(FAST), half + torch.arange(FAST)])
     part = len(slow)
-    count = min(config.num_key_value_heads, (width - 1) // (2 * part))
+    count = max(1, config.num_key_value_heads // 2)
     axes = torch.linalg.qr(torch.randn(width, width)).Q
-    shared, tokens, before = axes.split([1, count * part, width - 1 - count * part], dim=1)
-    blocks = _blocks(model)
+    shared, tokens, before, _ = axes.split(
+        [1, count * part, count * part, width - 1 - 2 * count * part], dim=1
+    )
     _calm(model, shared[:, 0])
-    first, second = (block.self_attn for block in blocks[:2])
+    first, second = (block.self_attn for block in _blocks(model)[:2])
     here, one_back = _neighbours(size, _theta(config))
     for at in range(count):
         token = tokens[:, at * part : (at + 1) * part]  # (width, part)
@@ -65,8 +69,8 @@ def start_copying(model: PreTrainedModel) -> None:
             first.o_proj.weight[:, read] = written * WRITTEN / groups
             second.q_proj.weight[queries] = _rows(slow, token.T, size)
             second.o_proj.weight[:, read] = token * COPIED / groups
-    for attention in (first, second):
-        _sharpen(model, attention)
+    for attention, used in ((first, fast), (second, slow)):
+        _sharpen(model, attention, used, count * size)
 
 
 def _blocks(model: PreTrainedModel) -> Sequence[Any]:
@@ -90,30 +94,40 @@ def _calm(model: PreTrainedModel, shared: Tensor) -> None:
         block.mlp.down_proj.weight.mul_(QUIET)
         if hasattr(block, "post_feedforward_layernorm"):
             _set_gain(block.post_feedforward_layernorm, HUSHED)
-            if place > 1:
-                _set_gain(block.post_attention_layernorm, HUSHED)
+            if place != 1:
+                _set_gain(block.post_attention_layernorm, HUSHED if place else WRITTEN)
 
 
-def _set_gain(norm: Any, gain: float) -> None:
-    """Set what the norm multiplies by; Gemma's norms hold the gain less 1."""
-    norm.weight.fill_(gain - 1.0 if type(norm).__name__.startswith("Gemma") else gain)
+def _set_gain(norm: Any, gain: float, used: Tensor | slice = slice(None)) -> None:
+    """Set what the norm multiplies by in these places; Gemma's norms hold the gain less 1."""
+    norm.weight[used] = gain - 1.0 if type(norm).__name__.startswith("Gemma") else gain
 
 
-def _sharpen(model: PreTrainedModel, attention: Any) -> None:
-    """Bring queries and keys to a root mean square of `SHARPNESS`, by their norms if it has any."""
+def _sharpen(model: PreTrainedModel, attention: Any, used: Tensor, keys: int) -> None:
+    """Bring the copying heads' queries and keys to a root mean square of `SHARPNESS`.
+
+    Args:
+        model: whose embeddings and blocks stand.
+        attention: of the block.
+        used: (places,) int64, those of a head that its queries and keys fill. A norm over each head
+            is given its gain there, for the free heads too.
+        keys: how many of the first key dimensions belong to copying heads.
+    """
     if hasattr(attention, "q_norm"):
-        _set_gain(attention.q_norm, SHARPNESS)
-        _set_gain(attention.k_norm, SHARPNESS)
+        _set_gain(attention.q_norm, SHARPNESS, used)
+        _set_gain(attention.k_norm, SHARPNESS, used)
         return
     ids = torch.randint(model.config.vocab_size, _PROBE)
-    for projection in (attention.q_proj, attention.k_proj):
+    groups = attention.q_proj.out_features // attention.k_proj.out_features
+    for projection, rows in ((attention.q_proj, groups * keys), (attention.k_proj, keys)):
         found: list[Tensor] = []
         handle = projection.register_forward_hook(lambda *parts, into=found: into.append(parts[2]))
         try:
             model(ids)
         finally:
             handle.remove()
-        projection.weight.mul_(SHARPNESS / math.sqrt(float(found[0].square().mean())))
+        size = math.sqrt(float(found[0][..., :rows].square().mean()))
+        projection.weight[:rows] *= SHARPNESS / size
 
 
 def _neighbours(size: int, theta: float) -> tuple[Tensor, Tensor]:

@@ -36,6 +36,7 @@ class Stage:
         length: its length in the unit that all stages of the recipe share.
         shares: pool name -> relative share of rows.
         mix: how rows are drawn.
+        own: pool name -> how its rows are drawn instead.
         dropout: probability on attention and MLP outputs and on embeddings.
         rate: factor on the recipe's learning rate.
     """
@@ -43,44 +44,68 @@ class Stage:
     length: int
     shares: tuple[tuple[str, float], ...]
     mix: Mix
+    own: tuple[tuple[str, Mix], ...] = ()
     dropout: float = 0.1
     rate: float = 1.0
 
 
+_FEW = (("made_up", 0.4), ("snips", 0.6))
 _ALL = (
-    ("made_up", 0.12),
-    ("catalog", 0.30),
-    ("snips", 0.10),
-    ("clinc150", 0.24),
-    ("hwu64", 0.24),
+    ("made_up", 0.14),
+    ("catalog", 0.38),
+    ("snips", 0.08),
+    ("clinc150", 0.20),
+    ("hwu64", 0.20),
 )
 _OWN_FIRST = (
     ("made_up", 0.05),
-    ("catalog", 0.44),
+    ("catalog", 0.47),
     ("snips", 0.08),
-    ("clinc150", 0.20),
-    ("hwu64", 0.23),
+    ("clinc150", 0.18),
+    ("hwu64", 0.22),
 )
-_READ = Mix(budget=512, names_only=0.0, undescribed=1.0, silent=0.1, values=0.0, arguments=0.9)
+# Made-up tools teach to read names and values off the prompt, so their calls are always whole.
+_READ = (("made_up", Mix(names_only=0.0, undescribed=1.0, silent=0.1, values=0.0, arguments=0.9)),)
 _NAMES = Mix(
-    budget=512, names_only=0.3, undescribed=0.6, cut=0.5, silent=0.12, values=0.5, arguments=0.3
+    budget=512,
+    names_only=0.5,
+    undescribed=0.5,
+    cut=0.8,
+    cut_own=0.6,
+    silent=0.12,
+    values=0.5,
+    arguments=0.3,
 )
 _CALLS = Mix(
-    budget=1024, names_only=0.1, undescribed=0.5, cut=0.3, silent=0.18, values=0.4, arguments=0.5
+    budget=1024,
+    names_only=0.15,
+    undescribed=0.45,
+    cut=0.4,
+    cut_own=0.3,
+    silent=0.2,
+    values=0.4,
+    arguments=0.5,
 )
 # Long rows: menus of twenty full definitions fit only here.
 _WHOLE = Mix(
-    budget=2048, names_only=0.05, undescribed=0.25, cut=0.2, silent=0.2, values=0.3, arguments=0.5
+    budget=2048,
+    names_only=0.05,
+    undescribed=0.25,
+    cut=0.2,
+    cut_own=0.1,
+    silent=0.22,
+    values=0.3,
+    arguments=0.7,
 )
-# Reading first: made-up tools teach to copy names and values, which the real ones do not while
-# they can still be learned by heart. Arguments gain weight later: heavy from the start, they
-# crowd out the names. The rate rises once copying is strong enough to bear it.
+# Few tools first: with all names at once, choosing among them begins late. No dropout at first:
+# the copying that the first weights bring is lost with it. Arguments gain weight later: heavy
+# from the start, they crowd out the names.
 STAGES = (
-    Stage(length=300, shares=(("made_up", 1.0),), mix=_READ, dropout=0.0, rate=0.5),
-    Stage(length=1428, shares=_ALL, mix=_NAMES, dropout=0.05, rate=0.5),
-    Stage(length=492, shares=_ALL, mix=_CALLS, rate=0.5),
-    Stage(length=1000, shares=_ALL, mix=_CALLS),
-    Stage(length=2130, shares=_OWN_FIRST, mix=_WHOLE, rate=2.4),
+    Stage(length=250, shares=_FEW, mix=_NAMES, own=_READ, dropout=0.0),
+    Stage(length=750, shares=_ALL, mix=_NAMES, own=_READ, dropout=0.05),
+    Stage(length=2000, shares=_ALL, mix=_NAMES, own=_READ, dropout=0.05, rate=1.2),
+    Stage(length=2300, shares=_ALL, mix=_CALLS, own=_READ, rate=1.4),
+    Stage(length=2700, shares=_OWN_FIRST, mix=_WHOLE, own=_READ, rate=2.2),
 )
 
 
@@ -99,7 +124,7 @@ class Recipe:
         stages: what is drawn when.
     """
 
-    steps: int = 5350
+    steps: int = 8000
     rows: int = 4
     rate: float = 1.6e-3
     decay: float = 0.1
@@ -337,7 +362,9 @@ class Trainer:
         stage = self.recipe.stage_at(self.step)
         pools, shares = zip(*self.shares_of(stage), strict=True)
         rows = max(1, self.recipe.rows * ROW_TOKENS // stage.mix.budget)
-        batch = self.builder.batch(lambda: rng.choices(pools, shares)[0], rng, rows, stage.mix)
+        batch = self.builder.batch(
+            lambda: rng.choices(pools, shares)[0], rng, rows, stage.mix, dict(stage.own)
+        )
         batch = batch.to(device)
         for group in self.optimizer.param_groups:
             group["lr"] = self.recipe.rate_at(self.step)

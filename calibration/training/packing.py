@@ -8,9 +8,10 @@ prompts would, at a fraction of the cost.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from random import Random
+from types import MappingProxyType
 from typing import Any, cast
 
 import torch
@@ -19,6 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from toolguard.adapters.wire.prompting import apply_template
 from toolguard.calibration.training.examples import (
+    CatalogPool,
     Example,
     Pool,
     fit_call,
@@ -36,6 +38,7 @@ from toolguard.calibration.training.packed_attention import (
 from toolguard.guard.tools import Menu, ToolCall
 
 NAME, ARGUMENTS, REPLY, QUERY, MARKUP, SILENT = 1.0, 0.3, 0.3, 0.1, 0.5, 0.0
+DECLINE = 1.5  # the first word of an answer in words: it decides that nothing is called
 RESULT_SHARE, LOWER_SHARE, SYSTEM_SHARE = 0.07, 0.4, 0.15
 SYSTEM_TEXTS = (
     "You are a helpful assistant.",
@@ -68,6 +71,7 @@ class Mix:
         names_only: share of menus without descriptions and parameters, whose calls are empty.
         undescribed: share of menus with parameters and no descriptions.
         cut: share of human-written conversations that end at the name, which they teach.
+        cut_own: the same share of the catalogue's.
         silent: share of queries that call for no tool.
         values: share of calls whose argument values are changed, so that they must be copied.
         arguments: loss weight of argument and answer tokens, below that of names.
@@ -77,6 +81,7 @@ class Mix:
     names_only: float = 0.2
     undescribed: float = 0.3
     cut: float = 0.5
+    cut_own: float = 0.0
     silent: float = 0.12
     values: float = 0.5
     arguments: float = 0.9
@@ -107,7 +112,13 @@ def conversation(example: Example, reply: str, result: str | None = None) -> lis
         Segment("<|im_end|>\n<|im_start|>assistant\n", SILENT),
     ]
     if example.call is None:
-        return [*pieces, Segment(f"{reply}<|im_end|>", REPLY), Segment("\n", SILENT)]
+        first, space, rest = reply.partition(" ")
+        return [
+            *pieces,
+            Segment(first, DECLINE),
+            Segment(f"{space}{rest}<|im_end|>", REPLY),
+            Segment("\n", SILENT),
+        ]
     arguments = json.dumps(dict(example.call.arguments), ensure_ascii=False)
     pieces += [
         Segment('<tool_call>\n{"name": "', MARKUP),
@@ -252,11 +263,17 @@ class RowBuilder:
             return _weighted(*self.encode(segments), mix)
         segments = conversation(example, rng.choice(self.refusals))
         ids, weights = _weighted(*self.encode(segments), mix)
-        if example.call and pool.examples.get(example.call.name) and rng.random() < mix.cut:
+        if example.call and rng.random() < self._cut(pool, example.call, mix):
             # Cut tokens, not text: the quote after the name is one token with the comma behind it.
             end = len(weights) - weights[::-1].index(NAME)
             return ids[:end], weights[:end]
         return ids, weights
+
+    @staticmethod
+    def _cut(pool: Pool, call: ToolCall, mix: Mix) -> float:
+        if pool.examples.get(call.name):
+            return mix.cut
+        return mix.cut_own if isinstance(pool, CatalogPool) else 0.0
 
     def _example(self, pool: Pool, menu: Menu, rng: Random, mix: Mix = DEFAULT_MIX) -> Example:
         example = pool.draw_silent(menu.tools, rng) if rng.random() < mix.silent else None
@@ -288,10 +305,27 @@ class RowBuilder:
         return list(encoded["input_ids"]), weights
 
     def batch(
-        self, draw_pool: Callable[[], Pool], rng: Random, rows: int, mix: Mix = DEFAULT_MIX
+        self,
+        draw_pool: Callable[[], Pool],
+        rng: Random,
+        rows: int,
+        mix: Mix = DEFAULT_MIX,
+        own: Mapping[str, Mix] = MappingProxyType({}),
     ) -> PackedBatch:
-        """Return `rows` rows padded on the right to one length."""
-        drawn = [self.build(draw_pool(), rng, mix) for _ in range(rows)]
+        """Return `rows` rows padded on the right to one length.
+
+        Args:
+            draw_pool: gives the pool of each row.
+            rng: source of randomness.
+            rows: how many.
+            mix: how they are drawn, and their length.
+            own: mixes, by pool name, of pools that are drawn otherwise.
+        """
+        pools = [draw_pool() for _ in range(rows)]
+        drawn = [
+            self.build(pool, rng, replace(own.get(pool.name, mix), budget=mix.budget))
+            for pool in pools
+        ]
         # One length for every step: kernels are compiled per shape.
         return self.collate(drawn, multiple=mix.budget)
 
