@@ -56,6 +56,11 @@ def open_profile(
         ReadoutError: if weights or logits are not finite.
     """
     profile = Profile.load(folder)
+    return profile, *open_model_of(profile, options)
+
+
+def open_model_of(profile: Profile, options: Mapping[str, Any]) -> tuple[LoadedModel, WireFormat]:
+    """Return the model that `options` name, which must be the profile's; see `open_profile`."""
     loaded, wire = open_model(options, profile.meta.wire_format)
     profile.verify(model_facts(loaded, wire))
-    return profile, loaded, wire
+    return loaded, wire

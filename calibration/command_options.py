@@ -1,4 +1,4 @@
-"""Options that several commands share, and the one way they write JSON."""
+"""Options that several commands share, and the one way they show progress and results."""
 
 from __future__ import annotations
 

@@ -12,10 +12,9 @@ from typing import Any, cast
 import click
 from tqdm import tqdm
 
-from toolguard.adapters.guarded_agent import model_facts
 from toolguard.adapters.loading import LoadedModel
 from toolguard.calibration.command_data import list_left_out, open_data
-from toolguard.calibration.command_model import open_model
+from toolguard.calibration.command_model import open_model, open_model_of
 from toolguard.calibration.command_options import (
     batch_tokens_option,
     json_option,
@@ -246,8 +245,7 @@ def _add_tools(added: Path, **options: Any) -> None:
     out: Path = options["out"]
     profile = Profile.load(out)
     records = _records([added], options)
-    loaded, wire = open_model(options, profile.meta.wire_format)
-    profile.verify(model_facts(loaded, wire))
+    loaded, wire = open_model_of(profile, options)
     names_only = profile.meta.preset == "paper"
     run = _run_options(options, layers=(profile.meta.layer,), names_only=names_only)
     with _progress(len(records.items), 0) as progress:

@@ -7,11 +7,10 @@ from typing import Any
 
 import click
 
-from toolguard.adapters.guarded_agent import model_facts
 from toolguard.calibration.answering.gate_table import survey_table
 from toolguard.calibration.answering.survey import SurveyOptions, survey_call_or_answer
 from toolguard.calibration.command_data import open_data
-from toolguard.calibration.command_model import open_model
+from toolguard.calibration.command_model import open_model, open_model_of
 from toolguard.calibration.command_options import (
     batch_tokens_option,
     data_option,
@@ -71,9 +70,7 @@ def command(
     """
     profile = None if folder is None else Profile.load(folder)
     dataset = open_data(data)
-    loaded, wire = open_model(options, None if profile is None else profile.meta.wire_format)
-    if profile is not None:
-        profile.verify(model_facts(loaded, wire))
+    loaded, wire = open_model(options) if profile is None else open_model_of(profile, options)
     seen = frozenset() if profile is None else profile.seen_queries
     # Small beside the openings: what is left out must be known before anything is drawn.
     records = [record for record in dataset if query_fingerprint(record.query) not in seen]

@@ -7,12 +7,11 @@ from typing import Any
 
 import click
 
-from toolguard.adapters.guarded_agent import model_facts
 from toolguard.adapters.loading import LoadedModel
 from toolguard.adapters.wire import WireFormat
 from toolguard.calibration.answering.gate_table import WORDS
 from toolguard.calibration.answering.openings import read_openings
-from toolguard.calibration.command_model import open_model
+from toolguard.calibration.command_model import open_model_of
 from toolguard.calibration.command_options import (
     json_option,
     model_options,
@@ -81,8 +80,7 @@ def command(
     menu = read_menu(tools) if tools else _profile_menu(guard, folder)
     record = _record(query, messages, menu)
     profile = _profile(guard)
-    loaded, wire = open_model(options, profile.meta.wire_format)
-    profile.verify(model_facts(loaded, wire))
+    loaded, wire = open_model_of(profile, options)
     decision = read_decision(loaded, wire, guard, record)
     show_result(_as_json(decision), table(decision), json_path)
 

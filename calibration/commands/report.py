@@ -9,8 +9,8 @@ from typing import Any
 
 import click
 
+from toolguard.calibration.command_data import open_data
 from toolguard.calibration.command_options import json_option, profile_option, write_json
-from toolguard.calibration.datasets.dataset import open_dataset
 from toolguard.calibration.report.page import ReportInput, missing_parts, report_page
 from toolguard.calibration.report.tested_calls import TestedCalls
 from toolguard.guard.errors import ConfigError
@@ -93,7 +93,7 @@ def _queries(data: Sequence[Path], tested: TestedCalls | None) -> dict[str, str]
     if not data or tested is None:
         return {}
     wanted = {call.record_id for call in tested.calls}
-    dataset = open_dataset(list(data))
+    dataset = open_data(data)
     found = {record.id: record.query for record in dataset if record.id in wanted}
     if not found:
         raise ConfigError(

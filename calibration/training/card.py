@@ -294,7 +294,11 @@ def _recipe(facts: TrainingFacts) -> str:
 def _stage(stage: Mapping[str, Any]) -> str:
     shares = ", ".join(f"{name} {share:g}" for name, share in stage["shares"])
     more = f"dropout {stage['dropout']:g}, rate times {stage['rate']:g}"
-    own = "".join(f"; {name} with {_mix(mix)}" for name, mix in stage.get("own", ()))
+    # The rows of a stage have one length, whatever the mixes of its pools say.
+    own = "".join(
+        f"; {name} with {_mix({**mix, 'budget': stage['mix']['budget']})}"
+        for name, mix in stage.get("own", ())
+    )
     return (
         f"{stage['length']} parts of the steps: rows from {shares}; {_mix(stage['mix'])}, "
         f"{more}{own}"

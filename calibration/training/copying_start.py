@@ -94,6 +94,7 @@ def _calm(model: PreTrainedModel, shared: Tensor) -> None:
         block.mlp.down_proj.weight.mul_(QUIET)
         if hasattr(block, "post_feedforward_layernorm"):
             _set_gain(block.post_feedforward_layernorm, HUSHED)
+            # The first block's attention writes the token before, the second's the token found.
             if place != 1:
                 _set_gain(block.post_attention_layernorm, HUSHED if place else WRITTEN)
 

@@ -20,7 +20,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from toolguard.adapters.wire.prompting import apply_template
 from toolguard.calibration.training.examples import (
-    CatalogPool,
     Example,
     Pool,
     fit_call,
@@ -71,7 +70,7 @@ class Mix:
         names_only: share of menus without descriptions and parameters, whose calls are empty.
         undescribed: share of menus with parameters and no descriptions.
         cut: share of human-written conversations that end at the name, which they teach.
-        cut_own: the same share of the catalogue's.
+        cut_own: the same share of those that are made from templates.
         silent: share of queries that call for no tool.
         values: share of calls whose argument values are changed, so that they must be copied.
         arguments: loss weight of argument and answer tokens, below that of names.
@@ -263,17 +262,13 @@ class RowBuilder:
             return _weighted(*self.encode(segments), mix)
         segments = conversation(example, rng.choice(self.refusals))
         ids, weights = _weighted(*self.encode(segments), mix)
-        if example.call and rng.random() < self._cut(pool, example.call, mix):
+        if example.call is None:
+            return ids, weights
+        if rng.random() < (mix.cut if pool.examples.get(example.call.name) else mix.cut_own):
             # Cut tokens, not text: the quote after the name is one token with the comma behind it.
             end = len(weights) - weights[::-1].index(NAME)
             return ids[:end], weights[:end]
         return ids, weights
-
-    @staticmethod
-    def _cut(pool: Pool, call: ToolCall, mix: Mix) -> float:
-        if pool.examples.get(call.name):
-            return mix.cut
-        return mix.cut_own if isinstance(pool, CatalogPool) else 0.0
 
     def _example(self, pool: Pool, menu: Menu, rng: Random, mix: Mix = DEFAULT_MIX) -> Example:
         example = pool.draw_silent(menu.tools, rng) if rng.random() < mix.silent else None
