@@ -11,6 +11,9 @@ PYTEST_ARGS ?=
 # Processes that share the tests, with one thread each.
 WORKERS ?= 2
 
+# The public records that `make evidence` measures on.
+DATA ?= $(or $(TOOLGUARD_DATA),../shared/data)
+
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.setup-stamp
@@ -29,7 +32,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK ?= 1
 # An inherited path could put other code before the installed one.
 unexport PYTHONPATH
 
-.PHONY: help setup demo readme test check bench wheel constraints clean
+.PHONY: help setup demo readme evidence test check bench wheel constraints clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "%-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -49,6 +52,9 @@ demo: $(STAMP)  ## calibrate the bundled agent, show guarded calls, write a pict
 
 readme: $(STAMP)  ## write real output into the marked blocks of README.md
 	env -u PYTHONSAFEPATH $(BIN)/python examples/update_readme.py
+
+evidence: $(STAMP)  ## measure signals, guarantee, gate, corrections, steering into docs/EVIDENCE.md
+	env -u PYTHONSAFEPATH $(BIN)/python examples/update_evidence.py --data $(DATA)
 
 test: $(STAMP)  ## run the whole test suite
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses $(WORKERS) --dist worksteal $(PYTEST_ARGS)

@@ -35,8 +35,8 @@ RESULTS = Path(__file__).with_name("results.json")
 class Sizes:
     """How much is run; the defaults take about eight minutes on two cores."""
 
-    overhead_pairs: int = 60
-    large_pairs: int = 40
+    overhead_pairs: int = 160
+    large_pairs: int = 60
     large: LargeShape = LargeShape()  # noqa: RUF009 - frozen
     veto_pairs: int = 40
     batches: int = 40

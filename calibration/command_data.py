@@ -8,16 +8,20 @@ from pathlib import Path
 import click
 
 from toolguard.calibration.datasets.dataset import Dataset, open_dataset
+from toolguard.calibration.training.learned import agent_facts, learned_files
 
 SHOWN = 20  # lines of records left out, of each kind
 
 
-def open_data(paths: Sequence[Path], menus: Path | None = None) -> Dataset:
+def open_data(
+    paths: Sequence[Path], menus: Path | None = None, *, model: str | None = None
+) -> Dataset:
     """Return a dataset; its problems are listed when the command ends, be it with an error.
 
     Args:
         paths: `.jsonl` files, or folders that hold a `records.jsonl`.
         menus: the menus for all of them; by default the `menus.json` beside each file.
+        model: what is measured on them; if it learned from some, that is said at once.
 
     Raises:
         DatasetError: if a file is missing, empty, not UTF-8, not JSON lines, or given twice.
@@ -27,6 +31,12 @@ def open_data(paths: Sequence[Path], menus: Path | None = None) -> Dataset:
     click.get_current_context().call_on_close(
         lambda: list_left_out("problems in the data", dataset.problems, rest)
     )
+    for path in learned_files(dataset, agent_facts(model)) if model else ():
+        click.echo(
+            f"note: the model learned from part of {path}, so figures on it are too good; "
+            "`toolguard data unseen` writes the other records",
+            err=True,
+        )
     return dataset
 
 

@@ -1,29 +1,25 @@
 """Puts real output into the marked blocks of README.md and docs/output.md; `make readme` runs it.
 
-A block stands between `<!-- output: NAME -->` and `<!-- end -->`. Each name has one source below:
-a command that is run now, or a file of numbers that a command wrote. A block whose source is not
-there yet gets a line that says so.
+Each block has one source below: a command that is run now, or a file of numbers that a command
+wrote. A block whose source is not there yet gets a line that says so.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import io
 import json
 import re
 import runpy
 import shutil
-import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import demo
-
-from toolguard.calibration.cli import toolguard
+from page_blocks import Source, command_output, fenced, printed, refresh
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = (ROOT / "README.md", ROOT / "docs" / "output.md")
@@ -32,7 +28,6 @@ DEMO_OUT = Path("out/demo")
 AGENT_NUMBERS = ROOT / "adapters" / "reference" / "numbers.json"
 BENCH_NUMBERS = ROOT / "benchmarks" / "results.json"
 QUERY = "Find the notes from this morning."
-BLOCK = re.compile(r"(<!-- output: (?P<name>[\w-]+) -->\n)(?P<body>.*?)(<!-- end -->)", re.DOTALL)
 PLACEHOLDER = "_Not measured yet; `make readme` writes this block._"
 
 _QUANTITIES = {
@@ -57,41 +52,21 @@ _QUERIES = {
 @cache
 def demo_sections() -> Mapping[str, str]:
     """Return what the demo prints, by the title of its section; runs it once."""
-    text = _printed(lambda: demo.main([]))
+    text = printed(lambda: demo.main([]))
     parts = re.split(r"^== \d+\. (.+) ==$", text, flags=re.MULTILINE)
     return {title: body.strip() for title, body in zip(parts[1::2], parts[2::2], strict=True)}
 
 
-def _printed(run: Callable[[], object]) -> str:
-    """Return what `run` writes to stdout; a result other than 0 or None ends the program."""
-    stream = io.StringIO()
-    with contextlib.redirect_stdout(stream):
-        code = run()
-    if code:
-        sys.exit(f"a command behind the README ended with {code}")
-    return stream.getvalue()
-
-
-def _fenced(text: str) -> str:
-    return f"```text\n{text.rstrip()}\n```"
-
-
-def _command_output(*words: str) -> str:
-    printed = _printed(lambda: toolguard.main(words, prog_name="toolguard", standalone_mode=False))
-    shown = " ".join(f'"{word}"' if " " in word else word for word in words)
-    return _fenced(f"$ toolguard {shown}\n{printed}")
-
-
 def commands() -> str:
     """Return the list of commands."""
-    return _command_output("--help")
+    return command_output("--help")
 
 
-def demo_section(title: str) -> Callable[[], str | None]:
+def demo_section(title: str) -> Source:
     """Return a source that gives one section of the demo."""
 
     def section() -> str | None:
-        return _fenced(demo_sections()[title]) if AGENT_NUMBERS.exists() else None
+        return fenced(demo_sections()[title]) if AGENT_NUMBERS.exists() else None
 
     return section
 
@@ -103,22 +78,22 @@ def check() -> str | None:
     demo_sections()
     profile, policy = str(DEMO_OUT / "profile"), "examples/policy.yaml"
     options = ("--profile", profile, "--model", "reference", "--policy", policy)
-    return _command_output("check", *options, "--query", QUERY)
+    return command_output("check", *options, "--query", QUERY)
 
 
-def example(name: str, *options: str) -> Callable[[], str | None]:
+def example(name: str, *options: str) -> Source:
     """Return a source that gives what an example prints under the demo's profile."""
 
-    def printed() -> str | None:
+    def shown() -> str | None:
         if not AGENT_NUMBERS.exists():
             return None
         demo_sections()
         main = runpy.run_path(str(ROOT / "examples" / f"{name}.py"))["main"]
         with tempfile.TemporaryDirectory() as folder:
-            text = _printed(lambda: main([word.format(folder=folder) for word in options]))
-        return _fenced(text.replace(folder, "out"))
+            text = printed(lambda: main([word.format(folder=folder) for word in options]))
+        return fenced(text.replace(folder, "out"))
 
-    return printed
+    return shown
 
 
 def picture() -> str | None:
@@ -192,7 +167,7 @@ def bench(path: Path = BENCH_NUMBERS) -> str | None:
     return "\n".join([*lines, "", f"Measured on {where}; agent: {found['model']}."])
 
 
-SOURCES: Mapping[str, Callable[[], str | None]] = {
+SOURCES: Mapping[str, Source] = {
     "commands": commands,
     "calibrate": demo_section("Calibrate"),
     "evaluate": demo_section("Evaluate"),
@@ -206,20 +181,6 @@ SOURCES: Mapping[str, Callable[[], str | None]] = {
 }
 
 
-def refresh(text: str, only: Sequence[str] = ()) -> str:
-    """Return a page's text with the blocks written anew; an unknown name is an error."""
-
-    def written(block: re.Match[str]) -> str:
-        name = block["name"]
-        if name not in SOURCES:
-            sys.exit(f"a page names the unknown output {name!r}; known: {', '.join(SOURCES)}")
-        if only and name not in only:
-            return block[0]
-        return f"{block[1]}{SOURCES[name]() or PLACEHOLDER}\n{block[4]}"
-
-    return BLOCK.sub(written, text)
-
-
 def main() -> None:
     """Rewrite the pages."""
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
@@ -227,7 +188,8 @@ def main() -> None:
     only = parser.parse_args().only
     with contextlib.chdir(ROOT):
         for page in PAGES:
-            page.write_text(refresh(page.read_text("utf-8"), only), encoding="utf-8")
+            text = refresh(page.read_text("utf-8"), SOURCES, PLACEHOLDER, only)
+            page.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 import pytest
+from public_records import DATA, needs_public_records
 
 from toolguard.adapters.wire import get_format
 from toolguard.calibration.datasets.dataset import open_dataset
@@ -18,9 +16,6 @@ from toolguard.calibration.labels.call_check import (
     check_turn,
 )
 from toolguard.guard.tools import ToolCall
-
-ROOT = Path(__file__).resolve().parents[1]
-DATA = Path(os.environ.get("TOOLGUARD_DATA") or ROOT / ".." / "shared" / "data")
 
 CITY = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
 TOOLS = [{"name": name, "parameters": CITY} for name in ("weather", "time", "map")]
@@ -182,10 +177,7 @@ def test_a_format_without_arguments_is_checked_by_name():
     assert check_text(wanted, "time", get_format("name_only")) == "wrong_tool"
 
 
-@pytest.mark.skipif(
-    not any(DATA.glob("*/records.jsonl")),
-    reason="needs the public records: set TOOLGUARD_DATA to their folder",
-)
+@needs_public_records
 def test_every_public_label_is_right_by_itself():
     """The calls of each record, made from its accepted values, pass its own check."""
     found = [path.parent for path in sorted(DATA.glob("*/records.jsonl"))]

@@ -8,13 +8,14 @@ from collections import Counter
 
 import pytest
 from click.testing import CliRunner
-from training_fixtures import DATA, catalog_tokenizer, tiny_agent, write_data
+from public_records import DATA, needs_public_records
+from training_fixtures import catalog_tokenizer, tiny_agent, write_data
 
 from toolguard.adapters.loading import wrap_model
 from toolguard.adapters.wire.hermes import Hermes
 from toolguard.calibration.cli import toolguard
 from toolguard.calibration.training.attribution import SOURCES
-from toolguard.calibration.training.card import TrainingFacts, figure_table, render_card
+from toolguard.calibration.training.card import figure_table, render_card
 from toolguard.calibration.training.card_records import (
     absent_tool_records,
     capped,
@@ -26,6 +27,7 @@ from toolguard.calibration.training.card_records import (
 )
 from toolguard.calibration.training.catalog import base_menu, load_catalog
 from toolguard.calibration.training.examples import tenth_of
+from toolguard.calibration.training.facts import TrainingFacts
 from toolguard.calibration.training.measurement import (
     Bar,
     Figure,
@@ -140,10 +142,7 @@ def test_human_records_are_those_not_learned_from(data):
     assert all(tenth_of(record.id) >= 6 for record in (*calls, *silent))
 
 
-@pytest.mark.skipif(
-    not (DATA / "hwu64" / "records.jsonl").exists(),
-    reason="needs the public records: set TOOLGUARD_DATA to their folder",
-)
+@needs_public_records
 def test_hwu64_menus():
     """Menus have 16 of the 64 tools, the right one and up to eight more from its scenario."""
     records = hwu64_records(DATA, range(6), 0)

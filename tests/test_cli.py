@@ -15,7 +15,7 @@ import tiny_models
 from click.testing import CliRunner
 
 from toolguard.calibration.cli import COMMANDS, CommandEntry, LazyGroup, toolguard
-from toolguard.calibration.command_options import write_json
+from toolguard.calibration.command_output import write_json
 from toolguard.guard.errors import ArtifactMismatch, ConfigError, ToolguardError
 
 HELP = """\

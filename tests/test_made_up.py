@@ -6,8 +6,8 @@ from random import Random
 
 from jsonschema import Draft202012Validator
 
-from toolguard.calibration.training.examples import made_up_value
 from toolguard.calibration.training.made_up import made_up_pool
+from toolguard.calibration.training.made_up_words import made_up_result, made_up_value
 
 POOL = made_up_pool(0, count=200)
 
@@ -38,3 +38,19 @@ def test_tools_and_values_depend_on_the_seed_alone():
     assert list(made_up_pool(0, count=20).tools) == list(POOL.tools)[:20]
     assert set(made_up_pool(1, count=200).tools) != set(POOL.tools)
     assert made_up_value(Random(5)) == made_up_value(Random(5))
+
+
+def test_some_values_hold_signs_beyond_ascii():
+    """Copying must work for accents and typographic quotes, too, so some values have them."""
+    values = [made_up_value(Random(seed)) for seed in range(2000)]
+    strange = sum(not value.isascii() for value in values)
+    assert 0.02 < strange / len(values) < 0.2
+
+
+def test_results_are_hardly_ever_the_same():
+    """What a tool answers is not one of a few texts, and it stays on one line."""
+    results = [made_up_result(Random(seed)) for seed in range(2000)]
+    assert len(set(results)) > 1200
+    assert all(result and "\n" not in result for result in results)
+    assert any(result.startswith("error: ") for result in results)
+    assert any(result.startswith("{") for result in results)

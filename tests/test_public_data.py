@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 import pytest
+from public_records import DATA, needs_public_records
 
 from toolguard.calibration.datasets.dataset import open_dataset
 from toolguard.calibration.datasets.splits import leak_check, make_splits
 
-ROOT = Path(__file__).resolve().parents[1]
-DATA = Path(os.environ.get("TOOLGUARD_DATA") or ROOT / ".." / "shared" / "data")
 RECORDS = 19_196
 
-pytestmark = pytest.mark.skipif(
-    not any(DATA.glob("*/records.jsonl")),
-    reason="needs the public records: set TOOLGUARD_DATA to their folder",
-)
+pytestmark = needs_public_records
 
 
 @pytest.fixture(scope="module")

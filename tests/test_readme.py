@@ -9,6 +9,7 @@ import shlex
 from pathlib import Path
 
 import click
+import page_blocks
 import pytest
 
 from toolguard.calibration.cli import toolguard
@@ -65,7 +66,7 @@ def resolve(words: list[str]) -> tuple[click.Command, list[str]]:
 
 def blocks() -> dict[str, str]:
     """Return the bodies of the marked blocks of all pages by name."""
-    return {found["name"]: found["body"].strip() for found in UPDATE["BLOCK"].finditer(marked())}
+    return {found["name"]: found["body"].strip() for found in page_blocks.BLOCK.finditer(marked())}
 
 
 def marked() -> str:
@@ -164,7 +165,7 @@ def test_records_are_valid(text):
 
 def test_each_block_has_a_source_and_stands_once():
     """The marked blocks of the pages are those that `make readme` writes."""
-    names = [found["name"] for found in UPDATE["BLOCK"].finditer(marked())]
+    names = [found["name"] for found in page_blocks.BLOCK.finditer(marked())]
     assert sorted(names) == sorted(UPDATE["SOURCES"])
     assert marked().count("<!-- output:") == marked().count("<!-- end -->") == len(names)
 
@@ -238,12 +239,15 @@ def test_benchmarks_become_a_table(tmp_path):
 def test_refresh_writes_known_blocks_alone():
     """Text outside the blocks stays; a block that nobody knows ends the program."""
     text = "a\n<!-- output: commands -->\nold\n<!-- end -->\nb\n"
-    fresh = UPDATE["refresh"](text)
+    sources = {"commands": UPDATE["commands"], "nothing": lambda: None}
+    fresh = page_blocks.refresh(text, sources, "none yet")
     assert fresh.startswith("a\n<!-- output: commands -->\n```text\n$ toolguard --help\n")
     assert fresh.endswith("```\n<!-- end -->\nb\n")
-    assert UPDATE["refresh"](text, ["bench"]) == text
+    assert page_blocks.refresh(text, sources, "none yet", ["nothing"]) == text
+    empty = page_blocks.refresh(text.replace("commands", "nothing"), sources, "none yet")
+    assert "\nnone yet\n" in empty
     with pytest.raises(SystemExit, match="unknown output 'weather'"):
-        UPDATE["refresh"](text.replace("commands", "weather"))
+        page_blocks.refresh(text.replace("commands", "weather"), sources, "none yet")
 
 
 def test_every_error_has_its_entry():

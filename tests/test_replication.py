@@ -13,6 +13,7 @@ from training_fixtures import catalog_tokenizer, tiny_agent, write_data
 from toolguard.adapters.loading import load_model
 from toolguard.adapters.wire import get_format
 from toolguard.calibration.cli import toolguard
+from toolguard.calibration.datasets.dataset_writing import write_dataset
 from toolguard.calibration.fitting.named_readout import NamedStates, fit_named
 from toolguard.calibration.replication.claims import SECTIONS
 from toolguard.calibration.replication.readability import (
@@ -20,14 +21,10 @@ from toolguard.calibration.replication.readability import (
     measure_readability,
 )
 from toolguard.calibration.replication.replicate import Subject, kept_steps
-from toolguard.calibration.replication.sources import (
-    Need,
-    learned_tenths,
-    source_records,
-    write_dataset,
-)
+from toolguard.calibration.replication.sources import Need, source_records
 from toolguard.calibration.replication.table import NOT_RUN, cell, replication_table, write_into
 from toolguard.calibration.training.examples import tenth_of
+from toolguard.calibration.training.learned import agent_facts
 from toolguard.guard.errors import CalibrationError, ConfigError
 
 HERMES = get_format("hermes")
@@ -102,12 +99,14 @@ def test_every_readout_is_measured_at_every_block(agent):
 
 def test_records_that_an_agent_learned_from_are_not_asked(agent, data):
     """Human-written records of learned tenths are left out; a foreign model is asked everything."""
-    learned = learned_tenths(agent)
+    facts = agent_facts(str(agent))
+    assert facts is not None
+    learned = facts.tenths
     need = Need(data=data, learned=learned, limit=1000, seed=0)
     asked = source_records("snips", need)
     assert asked
     assert all(tenth_of(record.id) not in learned for record in asked)
-    assert learned_tenths(None) == ()
+    assert agent_facts("some/model") is None
     assert len(source_records("snips", Need(data=data, learned=(), limit=999, seed=0))) > len(asked)
 
 

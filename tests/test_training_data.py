@@ -7,7 +7,8 @@ import json
 from random import Random
 
 import pytest
-from training_fixtures import DATA, INTENTS, ROOT, catalog_tokenizer, write_data
+from public_records import DATA, ROOT, needs_public_records
+from training_fixtures import INTENTS, catalog_tokenizer, write_data
 from transformers import PreTrainedTokenizerFast
 
 from toolguard.adapters.decision_token import name_tokens
@@ -21,22 +22,15 @@ from toolguard.calibration.training.examples import (
     Example,
     Pool,
     catalog_pool,
-    fit_call,
     human_pools,
     tenth_of,
-    vary_query,
-    vary_tools,
-    vary_values,
 )
 from toolguard.calibration.training.held_out import draw_cases
+from toolguard.calibration.training.variation import fit_call, vary_query, vary_tools, vary_values
 from toolguard.guard.errors import DatasetError
 from toolguard.guard.tools import Menu, Tool, ToolCall
 
 SHIPPED = ROOT / "adapters" / "reference"
-needs_data = pytest.mark.skipif(
-    not (DATA / "hwu64" / "menus.json").exists(),
-    reason="needs the public records: set TOOLGUARD_DATA to their folder",
-)
 
 
 @pytest.fixture(scope="module")
@@ -160,11 +154,19 @@ def test_a_call_keeps_what_its_schema_declares():
     assert fit_call(call, Menu((Tool(name="a"),))).arguments == {}
 
 
+def test_a_call_gives_its_arguments_in_the_order_of_the_schema():
+    """Whatever the query says first, calls of one tool are written alike."""
+    schema = {"type": "object", "properties": {"a": {}, "b": {}, "c": {}}}
+    call = ToolCall(name="t", arguments={"c": 3, "a": 1})
+    fitted = fit_call(call, Menu((Tool(name="t", parameters=schema),)))
+    assert list(fitted.arguments) == ["a", "c"]
+
+
 def test_dropped_words_are_never_argument_words():
     """Words may be left out of a query, but those that the call needs stay."""
     call = ToolCall(name="a", arguments={"city": "New York"})
     example = Example(query="please tell me about New York right now", call=call)
-    varied = [vary_query(example, Random(seed), drop=0.5) for seed in range(50)]
+    varied = [vary_query(example, Random(seed), noise=0.5) for seed in range(50)]
     assert all("New York" in e.query and e.call == call for e in varied)
     assert len({e.query for e in varied}) > 10
 
@@ -226,7 +228,7 @@ def test_every_catalogue_name_has_a_path(tokenizer):
     assert set(tokens.paths) == set(menu.names)
 
 
-@needs_data
+@needs_public_records
 @pytest.mark.parametrize(
     ("source", "tools"), [("hwu64", 64), ("tau_airline", 14)], ids=["hwu64", "airline"]
 )
@@ -240,7 +242,7 @@ def test_long_menus_fit_into_the_context(tokenizer, source, tools):
     assert len(tokenizer(prompt, add_special_tokens=False)["input_ids"]) < CONTEXT - 1024
 
 
-@needs_data
+@needs_public_records
 def test_public_training_examples_are_of_the_first_tenths():
     """Of the public records too, only those of tenths 0 to 5 reach a pool."""
     for pool in human_pools(DATA, range(6)):

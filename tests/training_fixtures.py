@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import os
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -16,8 +15,6 @@ from toolguard.calibration.training.architecture import Shape, build_agent, trai
 from toolguard.calibration.training.catalog import load_catalog
 from toolguard.calibration.training.examples import catalog_pool
 
-ROOT = Path(__file__).resolve().parents[1]
-DATA = Path(os.environ.get("TOOLGUARD_DATA") or ROOT / ".." / "shared" / "data")
 TINY = Shape(width=64, layers=2)
 
 # Intents, topics and query beginnings for a data folder of our own, in the shape of the public one.

@@ -22,7 +22,8 @@ from toolguard.calibration.audits.text import (
     report_lines,
     statistics_lines,
 )
-from toolguard.calibration.command_options import json_option, write_json
+from toolguard.calibration.command_options import json_option
+from toolguard.calibration.command_output import write_json
 from toolguard.guard.errors import AuditError, ConfigError
 from toolguard.guard.seal import KEY_VARIABLE, load_key
 
@@ -163,10 +164,11 @@ def verify(
     anchor: str | None,
     json_path: str | None,
 ) -> None:
-    """Check every row against the chain: changed, missing, moved, added, or cut off at the end.
+    """Check every row against the chain.
 
-    Exit code 3 if anything is wrong. Keep the printed head elsewhere, and give it as --anchor the
-    next time: it finds a store that was replaced by an older copy or begun anew.
+    Finds what was changed, missing, moved, added, or cut off at the end. Exit code 3 if anything is
+    wrong. Keep the printed head elsewhere, and give it as --anchor the next time: it finds a store
+    that was replaced by an older copy or begun anew.
     """
     key = _key(key_file)
     with AuditStore.open(url, key=key, create=False) as store:
@@ -185,7 +187,10 @@ def verify(
 @_SINCE
 @json_option
 def stats(url: str, since: datetime | None, json_path: str | None) -> None:
-    """Count events, decisions by tool, action and reason, outcomes, and P(wrong)."""
+    """Count events, decisions and outcomes.
+
+    Decisions by tool, by action and by reason, with P(wrong).
+    """
     with AuditStore.open(url, create=False) as store:
         statistics = store.stats(since)
     if json_path:

@@ -15,13 +15,8 @@ from tqdm import tqdm
 from toolguard.adapters.loading import LoadedModel
 from toolguard.calibration.command_data import list_left_out, open_data
 from toolguard.calibration.command_model import open_model, open_model_of
-from toolguard.calibration.command_options import (
-    batch_tokens_option,
-    json_option,
-    model_options,
-    progress_bar,
-    write_json,
-)
+from toolguard.calibration.command_options import batch_tokens_option, json_option, model_options
+from toolguard.calibration.command_output import progress_bar, write_json
 from toolguard.calibration.datasets.record_choice import (
     ChosenRecords,
     choose_records,
@@ -276,7 +271,7 @@ def _add_tools(added: Path, **options: Any) -> None:
 
 def _records(data: Sequence[Path], options: dict[str, Any]) -> ChosenRecords:
     menus = read_menu_file(options["menu_file"])
-    dataset = open_data(data, menus.menus)
+    dataset = open_data(data, menus.menus, model=options["model"])
     return choose_records(dataset, menu=menus.menu, limit=options["limit"], seed=options["seed"])
 
 

@@ -16,9 +16,8 @@ from toolguard.calibration.command_options import (
     data_option,
     json_option,
     model_options,
-    progress_bar,
-    show_result,
 )
+from toolguard.calibration.command_output import progress_bar, show_result
 from toolguard.calibration.datasets.near_duplicates import query_fingerprint
 from toolguard.calibration.fitting.calibration_run import parse_layers
 from toolguard.calibration.reading.row_packs import BATCH_TOKENS
@@ -69,7 +68,7 @@ def command(
     fitted is fitted to other records. Rates come with n and 95 % intervals.
     """
     profile = None if folder is None else Profile.load(folder)
-    dataset = open_data(data)
+    dataset = open_data(data, model=options["model"])
     loaded, wire = open_model(options) if profile is None else open_model_of(profile, options)
     seen = frozenset() if profile is None else profile.seen_queries
     # Small beside the openings: what is left out must be known before anything is drawn.

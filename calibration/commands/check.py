@@ -12,12 +12,8 @@ from toolguard.adapters.wire import WireFormat
 from toolguard.calibration.answering.gate_table import WORDS
 from toolguard.calibration.answering.openings import read_openings
 from toolguard.calibration.command_model import open_model_of
-from toolguard.calibration.command_options import (
-    json_option,
-    model_options,
-    profile_option,
-    show_result,
-)
+from toolguard.calibration.command_options import json_option, model_options, profile_option
+from toolguard.calibration.command_output import show_result
 from toolguard.calibration.datasets.menu_file import read_json_file, read_menu
 from toolguard.calibration.datasets.records import Record
 from toolguard.calibration.reading.collect import collect

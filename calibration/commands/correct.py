@@ -17,9 +17,8 @@ from toolguard.calibration.command_options import (
     limit_option,
     model_options,
     profile_option,
-    progress_bar,
-    show_result,
 )
+from toolguard.calibration.command_output import progress_bar, show_result
 from toolguard.calibration.correction.flagged import flag_calls
 from toolguard.calibration.correction.measurement import (
     DEFAULT_OPTIONS,
@@ -67,7 +66,7 @@ def command(folder: Path, data: tuple[Path, ...], json_path: str | None, **optio
     counts what that fixed and what it broke. Records that took part in the calibration are left
     out.
     """
-    dataset = open_data(data)
+    dataset = open_data(data, model=options["model"])
     profile, loaded, wire = open_profile(folder, options)
     chosen = CorrectionOptions(
         most=options["most"],

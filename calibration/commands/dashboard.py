@@ -20,7 +20,8 @@ from toolguard.adapters.dashboard.access import (
 from toolguard.adapters.dashboard.agent_source import load_agent
 from toolguard.adapters.dashboard.app import Dashboard, create_app
 from toolguard.adapters.dashboard.approval_desk import ApprovalDesk
-from toolguard.calibration.command_options import json_option, write_json
+from toolguard.calibration.command_options import json_option
+from toolguard.calibration.command_output import write_json
 from toolguard.guard.audit import default_logger
 from toolguard.guard.errors import ConfigError
 from toolguard.guard.profile import Profile

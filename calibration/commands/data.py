@@ -1,4 +1,4 @@
-"""`toolguard data`: check files of records, and make them from upstream data sets."""
+"""`toolguard data`: check files of records, make them from upstream data sets, and choose them."""
 
 from __future__ import annotations
 
@@ -9,14 +9,19 @@ from typing import Any
 
 import click
 
-from toolguard.calibration.command_options import json_option, write_json
+from toolguard.calibration.command_data import open_data
+from toolguard.calibration.command_options import data_option, json_option
+from toolguard.calibration.command_output import show_result, write_json
 from toolguard.calibration.datasets.dataset import Dataset, RecordProblem, open_dataset
+from toolguard.calibration.datasets.dataset_writing import refuse_existing, write_dataset
 from toolguard.calibration.datasets.own_data import write_curated
 from toolguard.calibration.datasets.records import Record
 from toolguard.calibration.importers.bfcl import import_bfcl
 from toolguard.calibration.importers.clinc150 import import_clinc150
 from toolguard.calibration.importers.snips import import_snips
 from toolguard.calibration.importers.upstream import ImportReport
+from toolguard.calibration.training.learned import agent_facts, unseen
+from toolguard.guard.errors import ConfigError, DatasetError
 
 _IMPORTERS: dict[str, Callable[[Sequence[Path], Path], ImportReport]] = {
     "bfcl": import_bfcl,
@@ -76,10 +81,11 @@ def command() -> None:
 @json_option
 @click.pass_context
 def validate(ctx: click.Context, paths: tuple[Path, ...], json_path: str | None) -> None:
-    """Check files of records: a table, then every bad record by file, line and field.
+    """Check files of records.
 
-    PATH is a .jsonl file, or a folder that holds a records.jsonl; a menus.json beside it is read
-    too. Exit code 1 if there is any problem.
+    Prints a table, then every bad record by file, line and field. PATH is a .jsonl file, or a
+    folder that holds a records.jsonl; a menus.json beside it is read too. Exit code 1 if there is
+    any problem.
     """
     to_stderr = json_path == "-"
     dataset = open_dataset(paths)
@@ -123,7 +129,7 @@ def validate(ctx: click.Context, paths: tuple[Path, ...], json_path: str | None)
 def import_(
     ctx: click.Context, kind: str, inputs: tuple[Path, ...], out: Path, json_path: str | None
 ) -> None:
-    """Turn the upstream files of a data set into records.
+    """Make records from upstream data sets.
 
     bfcl: question files BFCL_v4_*.json with possible_answer/ beside them. snips: the 2017-06
     train_*_full.json and validate_*.json. clinc150: data_full.json, with domains.json beside it
@@ -154,16 +160,53 @@ def import_(
 )
 @json_option
 def curated(out: Path, json_path: str | None) -> None:
-    """Write the project's own queries: 500 over ten tools, one right call each.
+    """Write the project's own 500 queries.
 
-    They were written for this project and are never trained on, so that the bundled agent can be
-    calibrated on them.
+    Each has one right call of ten tools. They were written for this project and are never trained
+    on, so that the bundled agent can be calibrated on them.
     """
     report = write_curated(out)
     summary = f"{report.records} records over one menu written to {report.out}"
     click.echo(summary, err=json_path == "-")
     if json_path is not None:
         write_json(_import_json(report), json_path)
+
+
+@command.command("unseen")
+@click.option(
+    "--model", required=True, metavar="M", help='Folder of an agent trained here, or "reference".'
+)
+@data_option()
+@click.option(
+    "--out",
+    required=True,
+    metavar="DIR",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder for records.jsonl and menus.json; must not hold them yet.",
+)
+@json_option
+def unseen_(model: str, data: tuple[Path, ...], out: Path, json_path: str | None) -> None:
+    """Write what an agent did not learn from.
+
+    That is what it can be measured on. An agent of `toolguard train agent` learns from a part of
+    some sources, which its training.json names. All records of other sources are written.
+    """
+    facts = agent_facts(model)
+    if facts is None:
+        raise ConfigError(
+            f"nothing is known of what {model!r} learned from",
+            hint='name a folder that `toolguard train agent` wrote, or "reference"',
+        )
+    refuse_existing(out)
+    dataset = open_data(data)
+    everything = list(dataset)
+    kept = list(unseen(everything, facts))
+    if not kept:
+        raise DatasetError("the agent learned from all of these records", hint="pass others")
+    write_dataset(kept, out)
+    counts = {"records": len(kept), "learned": len(everything) - len(kept)}
+    text = f"{counts['records']} records written to {out}; {counts['learned']} learned from"
+    show_result({"out": str(out), **counts, "bad_records": len(dataset.problems)}, text, json_path)
 
 
 def _count(dataset: Dataset) -> dict[str, FileCount]:

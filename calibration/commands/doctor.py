@@ -14,7 +14,8 @@ from torch import Tensor
 from toolguard.adapters.loading import LoadedModel, load_model
 from toolguard.adapters.self_check import SelfCheck, self_check
 from toolguard.adapters.wire import choose_format
-from toolguard.calibration.command_options import json_option, model_options, write_json
+from toolguard.calibration.command_options import json_option, model_options
+from toolguard.calibration.command_output import write_json
 from toolguard.guard.tools import Menu
 
 if TYPE_CHECKING:

@@ -19,9 +19,8 @@ from toolguard.calibration.command_options import (
     limit_option,
     model_options,
     profile_option,
-    progress_bar,
-    show_result,
 )
+from toolguard.calibration.command_output import progress_bar, show_result
 from toolguard.calibration.datasets.record_choice import sample_records
 from toolguard.calibration.fitting.layer_choice import FEWEST_ERRORS
 from toolguard.calibration.measuring.evaluation import EvaluationOptions, evaluate_profile
@@ -107,7 +106,7 @@ def command(
     Records that took part in the calibration are left out. Rates come with n and 95 % intervals.
     """
     choose_votes(options["votes"])  # before the model is read, which takes longer than a typo
-    dataset = open_data(data)
+    dataset = open_data(data, model=options["model"])
     profile, loaded, wire = open_profile(folder, options)
     chosen = EvaluationOptions(**{f.name: options[f.name] for f in fields(EvaluationOptions)})
     records = sample_records(dataset, limit, chosen.seed)

@@ -16,9 +16,8 @@ from toolguard.calibration.command_options import (
     limit_option,
     model_options,
     profile_option,
-    progress_bar,
-    show_result,
 )
+from toolguard.calibration.command_output import progress_bar, show_result
 from toolguard.calibration.datasets.record_choice import sample_records
 from toolguard.calibration.guarantee.check import GuaranteeOptions, measure_guarantee
 from toolguard.calibration.guarantee.table import broken_targets, guarantee_table
@@ -105,7 +104,7 @@ def command(
     profile, loaded, wire = open_profile(folder, options)
 
     def fresh(paths: tuple[Path, ...], what: str) -> FreshCalls:
-        dataset = open_data(paths)
+        dataset = open_data(paths, model=options["model"])
         records = sample_records(dataset, options["limit"], options["seed"])
         with progress_bar(f"reading {what}", "call") as bar:
             return judge_fresh(

@@ -10,7 +10,8 @@ from typing import Any
 
 import click
 
-from toolguard.calibration.command_options import json_option, profile_option, write_json
+from toolguard.calibration.command_options import json_option, profile_option
+from toolguard.calibration.command_output import write_json
 from toolguard.calibration.datasets.menu_file import read_menu
 from toolguard.calibration.policies.check import (
     EffectiveRule,
@@ -51,10 +52,11 @@ def command() -> None:
 def check(
     ctx: click.Context, file: Path, folder: Path, tools: Path | None, json_path: str | None
 ) -> None:
-    """Show the effective rule of every tool, and what in the file cannot be meant.
+    """Show every tool's rule, and what is amiss.
 
-    Looks for contradictions, for rules that never count, and for names of tools and arguments that
-    neither the profile nor the menu knows. Exit code 3 if there is any.
+    Amiss is what cannot be meant: looks for contradictions, for rules that never count, and for
+    names of tools and arguments that neither the profile nor the menu knows. Exit code 3 if there
+    is any.
     """
     policy, profile = Policy.load(file), Profile.load(folder)
     menu = read_menu(tools) if tools else _profile_menu(profile)
@@ -82,10 +84,10 @@ def check(
 )
 @json_option
 def replay(file: Path, url: str, folder: Path | None, json_path: str | None) -> None:
-    """Show what would change on recorded decisions if this policy judged them.
+    """Judge recorded decisions by a policy.
 
-    Decisions that rest on arguments, roles or budgets are kept as recorded: the store holds none of
-    these.
+    Shows what would change if this policy judged them. Decisions that rest on arguments, roles or
+    budgets are kept as recorded: the store holds none of these.
     """
     from toolguard.adapters.audit_store import AuditStore
 

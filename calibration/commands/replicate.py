@@ -7,11 +7,8 @@ from typing import Any
 
 import click
 
-from toolguard.calibration.command_options import (
-    batch_tokens_option,
-    json_option,
-    show_result,
-)
+from toolguard.calibration.command_options import batch_tokens_option, json_option
+from toolguard.calibration.command_output import show_result
 from toolguard.calibration.replication.measure import MeasureOptions
 from toolguard.calibration.replication.replicate import Subject, replicate
 from toolguard.calibration.replication.sources import OWN, SOURCES

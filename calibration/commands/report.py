@@ -10,7 +10,8 @@ from typing import Any
 import click
 
 from toolguard.calibration.command_data import open_data
-from toolguard.calibration.command_options import json_option, profile_option, write_json
+from toolguard.calibration.command_options import json_option, profile_option
+from toolguard.calibration.command_output import write_json
 from toolguard.calibration.report.page import ReportInput, missing_parts, report_page
 from toolguard.calibration.report.tested_calls import TestedCalls
 from toolguard.guard.errors import ConfigError

@@ -17,8 +17,8 @@ from toolguard.calibration.command_options import (
     limit_option,
     model_options,
     profile_option,
-    show_result,
 )
+from toolguard.calibration.command_output import show_result
 from toolguard.calibration.datasets.record_choice import sample_records
 from toolguard.calibration.steering_lab.lab_options import LabOptions
 from toolguard.calibration.steering_lab.lab_table import lab_table
@@ -87,7 +87,7 @@ def command(
     Data it never saw are split in two, near duplicates kept together. Rates come with n and 95 %
     intervals.
     """
-    dataset = open_data(data)
+    dataset = open_data(data, model=options["model"])
     profile, loaded, wire = open_profile(folder, options)
     chosen = LabOptions(
         layers=_layers(options["layers"], len(loaded.view.blocks)),

@@ -12,11 +12,13 @@ import torch
 
 from toolguard.adapters.loading import load_model
 from toolguard.adapters.wire.detection import detect_format
-from toolguard.calibration.command_options import json_option, write_json
+from toolguard.calibration.command_options import json_option
+from toolguard.calibration.command_output import write_json
 from toolguard.calibration.training.agent import Looks, train_agent
 from toolguard.calibration.training.architecture import DEFAULT_SHAPE, FAMILIES, Family, Shape
-from toolguard.calibration.training.card import TrainingFacts, figure_lines, write_card
+from toolguard.calibration.training.card import figure_lines, write_card
 from toolguard.calibration.training.examples import TRAINING_TENTHS
+from toolguard.calibration.training.facts import TrainingFacts
 from toolguard.calibration.training.loop import Recipe
 from toolguard.calibration.training.measurement import (
     DEFAULT_OPTIONS,
@@ -125,9 +127,10 @@ def agent(
     json_path: str | None,
     **options: Any,
 ) -> None:
-    """Train an agent from scratch: a small model that calls tools in the Hermes format.
+    """Train an agent from scratch.
 
-    The defaults give the bundled reference agent.
+    It is a small model that calls tools in the Hermes format. The defaults give the bundled
+    reference agent.
 
     Writes OUT/log.jsonl while it runs, OUT/checkpoint.pt to resume from, and OUT/agent, a folder
     that every --model takes.
@@ -186,7 +189,7 @@ def card(
     device: str | None,
     json_path: str | None,
 ) -> None:
-    """Measure an agent on what it never saw and write its model card.
+    """Measure an agent and write its card.
 
     Human records are measured on the tenths that training.json does not list, by default 6 to 9.
     """

@@ -17,6 +17,7 @@ from toolguard.calibration.datasets.dataset import (
     build_record,
     parse_json,
 )
+from toolguard.calibration.datasets.dataset_writing import refuse_existing
 from toolguard.guard.errors import ConfigError, DatasetError
 from toolguard.guard.tools import Menu
 
@@ -125,11 +126,7 @@ class RecordWriter:
     _stream: IO[str] | None = None
 
     def __enter__(self) -> Self:
-        for target in (self.out / RECORDS_FILE, self.out / MENUS_FILE):
-            if target.exists():
-                raise ConfigError(
-                    f"{target} exists already", hint="name another folder, or remove it first"
-                )
+        refuse_existing(self.out)
         try:
             self.out.mkdir(parents=True, exist_ok=True)
             self._stream = self._part(RECORDS_FILE).open("w", encoding="utf-8")

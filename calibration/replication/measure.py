@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from toolguard.adapters.loading import LoadedModel
 from toolguard.adapters.wire import WireFormat
+from toolguard.calibration.datasets.dataset_writing import write_dataset
 from toolguard.calibration.datasets.record_choice import ChosenRecords, choose_records
 from toolguard.calibration.datasets.records import Record
 from toolguard.calibration.fitting.calibration_run import (
@@ -22,7 +23,6 @@ from toolguard.calibration.fitting.fit_input import FitOptions, Preset
 from toolguard.calibration.measuring.evaluation import EvaluationOptions, evaluate_profile
 from toolguard.calibration.reading.collect import BATCH_TOKENS
 from toolguard.calibration.replication.readability import ReadabilityOptions, measure_readability
-from toolguard.calibration.replication.sources import write_dataset
 from toolguard.calibration.steering_lab.lab_options import LabOptions
 from toolguard.calibration.steering_lab.laboratory import run_laboratory
 from toolguard.guard.errors import CalibrationError, DatasetError

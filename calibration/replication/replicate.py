@@ -8,10 +8,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from toolguard.adapters.loading import REFERENCE, LoadedModel, load_model, reference_folder
+from toolguard.adapters.loading import LoadedModel, load_model
 from toolguard.adapters.wire import choose_format
 from toolguard.calibration.replication.measure import Depth, MeasureOptions, measure_source
-from toolguard.calibration.replication.sources import Need, learned_tenths, source_records
+from toolguard.calibration.replication.sources import Need, source_records
+from toolguard.calibration.training.learned import agent_facts
 from toolguard.guard.errors import ConfigError
 
 
@@ -40,13 +41,6 @@ class Subject:
         if not name or not model:
             raise ConfigError(f"--model {text!r}: expected NAME=MODEL or MODEL")
         return cls(name=name, model=model)
-
-    @property
-    def folder(self) -> Path | None:
-        """Where its files lie, if on this machine."""
-        if self.model == REFERENCE:
-            return reference_folder()
-        return Path(self.model) if Path(self.model).is_dir() else None
 
 
 def replicate(
@@ -128,12 +122,13 @@ class _Runner:
         """Return what is measured of one model on every source."""
         loaded = load_model(subject.model)
         wire = choose_format(None, loaded.tokenizer)
+        facts = agent_facts(subject.model)
         found: dict[str, Any] = {}
         for source in self.sources:
             self.report(f"{subject.name}: {source}")
             need = Need(
                 data=self.data,
-                learned=learned_tenths(subject.folder),
+                learned=facts.tenths if facts else (),
                 limit=self.options.limit,
                 seed=self.options.seed,
             )

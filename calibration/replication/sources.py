@@ -1,16 +1,12 @@
-"""The queries that an agent is measured on, less those it learned from, as data sets on disk."""
+"""The queries that an agent is measured on, less those it learned from."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from toolguard.calibration.datasets.dataset import MENUS_FILE, RECORDS_FILE, Dataset, open_dataset
 from toolguard.calibration.datasets.records import Record
-from toolguard.calibration.training.card import TrainingFacts
 from toolguard.calibration.training.card_records import (
     capped,
     curated_records,
@@ -19,7 +15,6 @@ from toolguard.calibration.training.card_records import (
     unseen_records,
 )
 from toolguard.guard.errors import ConfigError
-from toolguard.guard.tools import Menu
 
 OWN = ("curated", "frames")
 PUBLIC = ("snips", "clinc150", "hwu64", "tau_airline")
@@ -41,13 +36,6 @@ class Need:
     learned: tuple[int, ...]
     limit: int
     seed: int
-
-
-def learned_tenths(folder: Path | None) -> tuple[int, ...]:
-    """Return which tenths an agent of this project learned from; none for any other model."""
-    if folder is None or not (folder / "training.json").is_file():
-        return ()
-    return TrainingFacts.read(folder).tenths
 
 
 def source_records(source: str, need: Need) -> list[Record]:
@@ -85,38 +73,3 @@ _READERS: Mapping[str, Callable[[Need], list[Record]]] = {
     # Its agents' dialogues are in no tenth: nothing here was trained on them.
     "tau_airline": lambda need: unseen_records(_folder(need), "tau_airline", ()),
 }
-
-
-def write_dataset(records: Sequence[Record], folder: Path) -> Dataset:
-    """Write records in the project's own format and return them as a data set.
-
-    Args:
-        records: written in their order; menus by the hash of their content.
-        folder: made if need be; files of an earlier run are replaced.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    menus = {_menu_id(record): _menu_entry(record) for record in records}
-    lines = [json.dumps(_entry(record), ensure_ascii=False) + "\n" for record in records]
-    (folder / RECORDS_FILE).write_text("".join(lines), encoding="utf-8")
-    (folder / MENUS_FILE).write_text(json.dumps(menus, ensure_ascii=False), encoding="utf-8")
-    return open_dataset([folder])
-
-
-def _menu_id(record: Record) -> str:
-    return f"{record.source}:{record.menu.content_hash}"
-
-
-def _menu_entry(record: Record) -> dict[str, Any]:
-    return {
-        "source": record.source,
-        "tools": [schema["function"] for schema in Menu(record.tools).schemas()],
-        **({"system": record.system} if record.system else {}),
-    }
-
-
-def _entry(record: Record) -> dict[str, Any]:
-    entry = record.model_dump(
-        mode="json", exclude_none=True, exclude={"tools", "system", "menu_id"}
-    )
-    kept = {key: value for key, value in entry.items() if value not in ([], {})}
-    return {**kept, "menu": _menu_id(record), "call": entry.get("call")}

@@ -31,9 +31,11 @@ from toolguard.calibration.training.examples import (
     catalog_pool,
     human_pools,
 )
+from toolguard.calibration.training.facts import TRAINING_FILE
 from toolguard.calibration.training.held_out import Case, draw_cases, right_names
 from toolguard.calibration.training.loop import Recipe, Trainer, Watch
 from toolguard.calibration.training.made_up import made_up_pool
+from toolguard.calibration.training.optimizer import OPTIMIZER
 from toolguard.calibration.training.packing import RowBuilder
 
 MENU_SIZES = {"catalog": 10, "snips": 7, "clinc150": 15, "hwu64": 16}
@@ -199,6 +201,7 @@ def _facts(trainer: Trainer, data: Path | None, tenths: Sequence[int]) -> dict[s
         "records_sha256": sources,
         "seconds": round(trainer.seconds),
         "cpu_seconds": round(trainer.cpu_seconds),
+        "optimizer": OPTIMIZER,
         "device": str(trainer.model.device),
         "threads": torch.get_num_threads(),
     }
@@ -216,5 +219,5 @@ def _ship(
 ) -> Path:
     model.bfloat16().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    (folder / "training.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    (folder / TRAINING_FILE).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     return folder

@@ -7,16 +7,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
-
 from toolguard.adapters.loading import LoadedModel
 from toolguard.adapters.wire import WireFormat
 from toolguard.calibration.training.attribution import SOURCES, PublicSource
 from toolguard.calibration.training.catalog import curated_queries, load_catalog
+from toolguard.calibration.training.facts import TrainingFacts
 from toolguard.calibration.training.measurement import Figure, Measurement, Quantity
 from toolguard.guard.errors import ConfigError
 
-CARD_FILE, NUMBERS_FILE, TRAINING_FILE = "README.md", "numbers.json", "training.json"
+CARD_FILE, NUMBERS_FILE = "README.md", "numbers.json"
 _TITLES: dict[Quantity, str] = {
     "tool_accuracy": "Tool accuracy",
     "arguments_valid": "Valid calls",
@@ -48,54 +47,6 @@ _QUERIES = {
     "absent_tool": "own test frames, the right tool not in the menu",
     "clinc150_out_of_scope": "CLINC150 out-of-scope queries",
 }
-
-
-class TrainingFacts(BaseModel):
-    """What `toolguard train agent` writes beside the weights, as `training.json`.
-
-    Args:
-        parameters: number of weights.
-        recipe: the `Recipe` of the run.
-        tenths: tenths of the human-written records that were learned from.
-        records_sha256: of each source's records file.
-        seconds: wall time.
-        cpu_seconds: of all threads; None if it was not recorded.
-        device: torch device.
-        threads: CPU threads.
-        note: what else to know of the run; shown in the card.
-        steps_done: steps behind these weights, if the run went on after them.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    parameters: int
-    recipe: dict[str, Any]
-    tenths: tuple[int, ...]
-    records_sha256: dict[str, str]
-    seconds: float
-    cpu_seconds: float | None = None
-    device: str
-    threads: int
-    note: str = ""
-    steps_done: int | None = None
-
-    @classmethod
-    def read(cls, folder: Path) -> TrainingFacts:
-        """Return the facts that lie in an agent's folder.
-
-        Raises:
-            ConfigError: if there are none, or they are not what a training run writes.
-        """
-        path = folder / TRAINING_FILE
-        try:
-            return cls.model_validate_json(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise ConfigError(
-                f"there is no {path}",
-                hint="name the folder that `toolguard train agent` wrote, OUT/agent",
-            ) from None
-        except (OSError, UnicodeDecodeError, ValidationError) as error:
-            raise ConfigError(f"cannot use {path}: {error}") from None
 
 
 def write_card(
@@ -283,8 +234,9 @@ def _recipe(facts: TrainingFacts) -> str:
         "to 20 tools (with everything, without descriptions, or names alone), then many "
         "conversations, each blind to the others. Values in queries and calls are exchanged or "
         "made up, and some rows have made-up tools, so that names and values are read and not "
-        "learned by heart. AdamW, cosine schedule after a warm-up, dropout on embedding, attention "
-        "and MLP outputs, bfloat16 autocast; what ships is the moving average of the weights.\n\n"
+        f"learned by heart. {facts.optimizer}, cosine schedule after a warm-up, dropout on "
+        "embedding, attention and MLP outputs, bfloat16 autocast; what ships is the moving average "
+        "of the weights.\n\n"
         f"Settings: {settings}. Stages:\n\n{stages}\n\n"
         f"Wall time {_hours(facts.seconds)}, CPU time {cpu}, on {facts.device}; "
         f"threads: {facts.threads}.{note}"

@@ -7,18 +7,16 @@ of the tenths that are open to training.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
-from typing import Any
 
 from toolguard.calibration.datasets.dataset import open_dataset
 from toolguard.calibration.datasets.records import Record
 from toolguard.calibration.training.catalog import Catalog, is_fixed, load_catalog
 from toolguard.guard.errors import DatasetError
-from toolguard.guard.tools import Menu, Tool, ToolCall
+from toolguard.guard.tools import Tool, ToolCall
 
 HUMAN_SOURCES = ("snips", "hwu64", "clinc150")
 TRAINING_TENTHS = 6
@@ -219,136 +217,4 @@ def _human_pool(folder: Path, source: str, tenths: frozenset[int]) -> Pool:
         silent=silent,
         sizes=sizes,
         same_topic=same_topic,
-    )
-
-
-_ONSETS = (
-    *"bcdfghjklmnprstvwyz",
-    "br",
-    "ch",
-    "cl",
-    "dr",
-    "fl",
-    "gr",
-    "pl",
-    "sh",
-    "st",
-    "th",
-    "tr",
-    "",
-)
-_VOWELS = (*"aeiou", *"aeiou", "ai", "ea", "ou", "ee", "io")
-_CODAS = ("", "", "", *"nrstlmkd", "nd", "rt", "ll", "ck", "st")
-
-
-def made_up_word(rng: Random) -> str:
-    """Return a word of one to three syllables that means nothing."""
-    syllables = range(rng.choice((1, 2, 2, 2, 3)))
-    word = "".join(
-        rng.choice(_ONSETS) + rng.choice(_VOWELS) + rng.choice(_CODAS) for _ in syllables
-    )
-    return word.capitalize() if rng.random() < 0.4 else word
-
-
-def made_up_value(rng: Random) -> str:
-    """Return an argument value that nobody can have learned by heart, so it has to be copied."""
-    word, other = made_up_word(rng), made_up_word(rng)
-    number = str(rng.randrange(1, 10 ** rng.randint(1, 4)))
-    kinds = (
-        word,
-        word,
-        f"{word} {other}",
-        f"{word} {other}",
-        f"{word} {other} {made_up_word(rng)}",
-        f"{word} {number}",
-        f"{word}@{other}.{rng.choice(('com', 'org', 'example'))}".lower(),
-        f"{word}/{other}.{rng.choice(('txt', 'md', 'csv', 'py', 'json'))}".lower(),
-        f"{word}({number})",
-        f"{number} {word}",
-    )
-    return rng.choice(kinds)
-
-
-def vary_values(example: Example, pool: Pool, tool: Tool, rng: Random, *, share: float) -> Example:
-    """Return the example with other values where its query holds an argument word for word.
-
-    A value becomes that of another example, a piece of another query, or made up.
-
-    Args:
-        example: what to vary.
-        pool: where it comes from.
-        tool: the tool it calls; values from a closed list (`enum`) stay.
-        rng: source of randomness.
-        share: probability, in [0, 1], that values are changed at all.
-    """
-    if example.call is None or rng.random() >= share:
-        return example
-    query, arguments = example.query, dict(example.call.arguments)
-    texts = [value for value in arguments.values() if isinstance(value, str)]
-    for name, value in arguments.items():
-        closed = "enum" in tool.parameters.get("properties", {}).get(name, {})
-        # A value inside another one, or said twice, cannot be changed alone.
-        if value in texts and not closed and query.count(value) == 1 == _holding(value, texts):
-            arguments[name] = _other_value(example.call.name, name, pool, rng)
-            query = query.replace(value, arguments[name])
-    return Example(query=query, call=ToolCall(name=example.call.name, arguments=arguments))
-
-
-def _holding(value: str, texts: Sequence[str]) -> int:
-    return sum(value in text for text in texts)
-
-
-def _other_value(tool: str, argument: str, pool: Pool, rng: Random) -> str:
-    draw = rng.random()
-    if draw < 0.35:
-        other = pool.draw_example(tool, rng)
-        found = other.call.arguments.get(argument) if other.call else None
-        if isinstance(found, str) and found:
-            return found
-    if draw < 0.55:
-        words = pool.draw_example(rng.choice(list(pool.tools)), rng).query.split()
-        start = rng.randrange(len(words))
-        return " ".join(words[start : start + rng.randint(1, 5)])
-    return made_up_value(rng)
-
-
-def vary_tools(menu: Sequence[Tool], rng: Random, *, names_only: float, undescribed: float) -> Menu:
-    """Return the menu with names alone (this share), with no descriptions (that one), or whole."""
-    draw = rng.random()
-    if draw < names_only:
-        return Menu(tuple(Tool(name=t.name) for t in menu))
-    if draw < names_only + undescribed:
-        return Menu(tuple(Tool(name=t.name, parameters=t.parameters) for t in menu))
-    return Menu(tuple(menu))
-
-
-def vary_query(example: Example, rng: Random, *, drop: float, unknown: float = 0.05) -> Example:
-    """Return the example with words dropped, or made unknown, outside the argument values.
-
-    Args:
-        example: what to vary.
-        rng: source of randomness.
-        drop: probability, in [0, 1], that a droppable word is left out.
-        unknown: probability, in [0, 1], that a made-up word takes a droppable word's place.
-    """
-    kept = json.dumps(dict(example.call.arguments), ensure_ascii=False) if example.call else ""
-    words = example.query.split()
-    if len(words) <= 3 or rng.random() >= 0.6:
-        return example
-    varied: list[str] = []
-    for word in words:
-        draw = rng.random()
-        if word in kept or draw >= drop + unknown:
-            varied.append(word)
-        elif draw >= drop:
-            varied.append(made_up_word(rng))
-    return Example(query=" ".join(varied or words), call=example.call)
-
-
-def fit_call(call: ToolCall, menu: Menu) -> ToolCall:
-    """Return the call with only the arguments that the menu's own schema of the tool declares."""
-    tool = menu.get(call.name)
-    declared: Mapping[str, Any] = tool.parameters.get("properties", {}) if tool else {}
-    return ToolCall(
-        name=call.name, arguments={k: v for k, v in call.arguments.items() if k in declared}
     )

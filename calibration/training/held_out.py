@@ -12,7 +12,7 @@ from random import Random
 import torch
 from transformers import PreTrainedModel
 
-from toolguard.calibration.training.examples import Example, Pool, fit_call
+from toolguard.calibration.training.examples import Example, Pool
 from toolguard.calibration.training.packing import (
     NAME,
     Row,
@@ -20,6 +20,7 @@ from toolguard.calibration.training.packing import (
     conversation,
     packed_hidden,
 )
+from toolguard.calibration.training.variation import fit_call
 from toolguard.guard.tools import Menu
 
 _DRAWS = 20  # expansions a tool of a pool that has templates instead of examples

@@ -1,4 +1,4 @@
-"""The training loop: AdamW, cosine schedule, dropout by hooks, averaged weights.
+"""The training loop: cosine schedule, dropout by hooks, averaged weights.
 
 Every step's data and dropout depend on the seed and the step alone, so a run that goes on from its
 checkpoint repeats an unbroken one.
@@ -23,6 +23,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from toolguard.calibration.training.examples import Pool
+from toolguard.calibration.training.optimizer import BlockOptimizer
 from toolguard.calibration.training.packing import NAME, Mix, PackedBatch, RowBuilder, packed_hidden
 
 ROW_TOKENS = 1024
@@ -70,11 +71,13 @@ _NAMES = Mix(
     budget=512,
     names_only=0.5,
     undescribed=0.5,
-    cut=0.8,
-    cut_own=0.6,
+    cut=1.0,
+    cut_own=1.0,
     silent=0.12,
     values=0.5,
     arguments=0.3,
+    noise=0.15,
+    results=0.0,
 )
 _CALLS = Mix(
     budget=1024,
@@ -85,6 +88,8 @@ _CALLS = Mix(
     silent=0.2,
     values=0.4,
     arguments=0.5,
+    noise=0.35,
+    results=0.07,
 )
 # Long rows: menus of twenty full definitions fit only here.
 _WHOLE = Mix(
@@ -96,10 +101,13 @@ _WHOLE = Mix(
     silent=0.22,
     values=0.3,
     arguments=0.7,
+    noise=0.5,
+    results=0.1,
 )
 # Few tools first: with all names at once, choosing among them begins late. No dropout at first:
-# the copying that the first weights bring is lost with it. Arguments gain weight later: heavy
-# from the start, they crowd out the names.
+# the copying that the first weights bring is lost with it. Arguments of other than made-up tools
+# come later: from the start, they crowd out the names. Words are left out more as less is left to
+# learn from whole queries.
 STAGES = (
     Stage(length=250, shares=_FEW, mix=_NAMES, own=_READ, dropout=0.0),
     Stage(length=750, shares=_ALL, mix=_NAMES, own=_READ, dropout=0.05),
@@ -118,7 +126,7 @@ class Recipe:
         rows: packed rows of 1,024 tokens a step; a stage of shorter rows draws more of them, one of
             longer rows fewer.
         rate: peak learning rate.
-        decay: AdamW weight decay.
+        decay: weight decay.
         average: decay of the exponential moving average of the weights, which is what ships.
         seed: fixes weights, data order and dropout.
         stages: what is drawn when.
@@ -235,16 +243,6 @@ def _set_parameters(model: nn.Module, values: Mapping[str, Tensor]) -> None:
         p.copy_(values[name])
 
 
-def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
-    matrices = [p for p in model.parameters() if p.ndim >= 2]
-    vectors = [p for p in model.parameters() if p.ndim < 2]
-    groups = [
-        {"params": matrices, "weight_decay": recipe.decay},
-        {"params": vectors, "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=recipe.rate, betas=(0.9, 0.95))
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Watch:
     """What is looked at while a run goes on, always with the averaged weights in the model.
@@ -288,7 +286,7 @@ class Trainer:
     ) -> None:
         self.model, self.builder, self.recipe, self.folder = model, builder, recipe, folder
         self.pools = {pool.name: pool for pool in pools}
-        self.optimizer = _optimizer(model, recipe)
+        self.optimizer = BlockOptimizer(model, rate=recipe.rate, decay=recipe.decay)
         self.average = AveragedWeights(model, recipe.average)
         self.watch = watch
         self.step = 0
@@ -366,11 +364,9 @@ class Trainer:
             lambda: rng.choices(pools, shares)[0], rng, rows, stage.mix, dict(stage.own)
         )
         batch = batch.to(device)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.recipe.rate_at(self.step)
+        self.optimizer.set_rate(self.recipe.rate_at(self.step))
         with torch.autocast(device.type, torch.bfloat16):
             loss, accuracy = packed_loss(self.model, batch)
-        self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()

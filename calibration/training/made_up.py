@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
 
-from toolguard.calibration.training.examples import Example, Pool, made_up_value, made_up_word
+from toolguard.calibration.training.examples import Example, Pool
+from toolguard.calibration.training.made_up_words import made_up_value, made_up_word
 from toolguard.guard.tools import Tool, ToolCall
 
 TOOLS = 3000

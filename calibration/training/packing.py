@@ -19,14 +19,8 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from toolguard.adapters.wire.prompting import apply_template
-from toolguard.calibration.training.examples import (
-    Example,
-    Pool,
-    fit_call,
-    vary_query,
-    vary_tools,
-    vary_values,
-)
+from toolguard.calibration.training.examples import Example, Pool
+from toolguard.calibration.training.made_up_words import made_up_result
 from toolguard.calibration.training.packed_attention import (
     CHUNK,
     RowMask,
@@ -34,11 +28,12 @@ from toolguard.calibration.training.packed_attention import (
     packed_rows_on,
     row_mask,
 )
+from toolguard.calibration.training.variation import fit_call, vary_query, vary_tools, vary_values
 from toolguard.guard.tools import Menu, ToolCall
 
 NAME, ARGUMENTS, REPLY, QUERY, MARKUP, SILENT = 1.0, 0.3, 0.3, 0.1, 0.5, 0.0
 DECLINE = 1.5  # the first word of an answer in words: it decides that nothing is called
-RESULT_SHARE, LOWER_SHARE, SYSTEM_SHARE = 0.07, 0.4, 0.15
+LOWER_SHARE, SYSTEM_SHARE = 0.4, 0.15
 SYSTEM_TEXTS = (
     "You are a helpful assistant.",
     "You are a careful assistant with access to tools.",
@@ -46,18 +41,6 @@ SYSTEM_TEXTS = (
     "Be brief.",
     "You help people with everyday requests.",
     "Call exactly one tool if it fits the request.",
-)
-RESULTS = (
-    "ok",
-    "done",
-    "saved",
-    "3 results",
-    "12",
-    "no entries found",
-    "sunny, 21 degrees",
-    "confirmed",
-    "queued",
-    "true",
 )
 
 
@@ -74,6 +57,8 @@ class Mix:
         silent: share of queries that call for no tool.
         values: share of calls whose argument values are changed, so that they must be copied.
         arguments: loss weight of argument and answer tokens, below that of names.
+        noise: greatest share of a query's words that are left out or unknown, see `vary_query`.
+        results: share of calls that a tool's result and an answer follow.
     """
 
     budget: int = 1024
@@ -84,6 +69,8 @@ class Mix:
     silent: float = 0.12
     values: float = 0.5
     arguments: float = 0.9
+    noise: float = 0.5
+    results: float = 0.1
 
 
 DEFAULT_MIX = Mix()
@@ -126,13 +113,14 @@ def conversation(example: Example, reply: str, result: str | None = None) -> lis
         Segment("\n", SILENT),
     ]
     if result is not None:
+        opening = "It failed" if result.startswith("error") else "Done"
         pieces += [
             Segment(
                 f"<|im_start|>user\n<tool_response>\n{result}\n</tool_response><|im_end|>\n"
                 "<|im_start|>assistant\n",
                 SILENT,
             ),
-            Segment(f"Done: {result}<|im_end|>", REPLY),
+            Segment(f"{opening}: {result}<|im_end|>", REPLY),
             Segment("\n", SILENT),
         ]
     return pieces
@@ -201,16 +189,9 @@ class PackedBatch:
 class RowBuilder:
     """Draws rows from pools; the same random state gives the same row."""
 
-    def __init__(
-        self,
-        tokenizer: PreTrainedTokenizerFast,
-        refusals: Sequence[str],
-        *,
-        drop: float = 0.15,
-    ) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, refusals: Sequence[str]) -> None:
         self.tokenizer = tokenizer
         self.refusals = refusals
-        self.drop = drop
 
     def menu_text(self, menu: Menu, system: str = "") -> str:
         """Return the prompt up to the first user turn."""
@@ -254,8 +235,8 @@ class RowBuilder:
         self, pool: Pool, menu: Menu, rng: Random, mix: Mix
     ) -> tuple[list[int], list[float]]:
         example = self._example(pool, menu, rng, mix)
-        if rng.random() < RESULT_SHARE:
-            segments = conversation(example, rng.choice(self.refusals), rng.choice(RESULTS))
+        if rng.random() < mix.results:
+            segments = conversation(example, rng.choice(self.refusals), made_up_result(rng))
             if rng.random() < 0.5:
                 other = self._example(pool, menu, rng, mix)
                 segments += conversation(other, rng.choice(self.refusals))
@@ -277,7 +258,7 @@ class RowBuilder:
             tool = pool.tools[example.call.name]
             example = vary_values(example, pool, tool, rng, share=mix.values)
         if pool.varied:
-            example = vary_query(example, rng, drop=self.drop)
+            example = vary_query(example, rng, noise=mix.noise)
         if example.call is not None:
             example = Example(query=example.query, call=fit_call(example.call, menu))
         return _lower(example) if rng.random() < LOWER_SHARE else example
