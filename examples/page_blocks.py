@@ -57,8 +57,12 @@ def fenced(text: str) -> str:
     return f"```text\n{text.rstrip()}\n```"
 
 
+def command_text(*words: str) -> str:
+    """Run a command of toolguard and return what it prints."""
+    return printed(lambda: toolguard.main(words, prog_name="toolguard", standalone_mode=False))
+
+
 def command_output(*words: str) -> str:
-    """Return a command of toolguard and what it prints, as a block of code."""
-    text = printed(lambda: toolguard.main(words, prog_name="toolguard", standalone_mode=False))
+    """Run a command of toolguard and return it with what it prints, as a block of code."""
     shown = " ".join(f'"{word}"' if " " in word else word for word in words)
-    return fenced(f"$ toolguard {shown}\n{text}")
+    return fenced(f"$ toolguard {shown}\n{command_text(*words)}")

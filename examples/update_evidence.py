@@ -13,9 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from page_blocks import Source, command_output, printed, refresh
-
-from toolguard.calibration.cli import toolguard
+from page_blocks import Source, command_output, command_text, refresh
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "EVIDENCE.md"
@@ -64,7 +62,7 @@ class Evidence:
 
     Args:
         data: folder of the public sources.
-        work: gets data and profiles; what an earlier run left there is removed.
+        work: holds data and profiles.
         scale: how much is measured.
     """
 
@@ -73,12 +71,12 @@ class Evidence:
     scale: Scale
 
     def prepare(self) -> None:
-        """Write the queries that the agent never learned from, and the project's own."""
+        """Write the queries that the agent never learned from, and the project's own, anew."""
         shutil.rmtree(self.work, ignore_errors=True)
         for source in LEARNED:
             given = ("--data", str(self.data / source), "--out", self._place(source))
-            _quietly("data", "unseen", *MODEL, *given)
-        _quietly("data", "curated", "--out", self._place(OWN))
+            command_text("data", "unseen", *MODEL, *given)
+        command_text("data", "curated", "--out", self._place(OWN))
 
     def calibrate(self, name: str, sources: Sequence[str], *options: str) -> str:
         """Make the profile `name` from unseen records."""
@@ -109,11 +107,10 @@ class Evidence:
         flagged = ("--flagged", str(self.scale.flagged))
         return self._shown("correct", *self._profiled("hwu64"), *self._data(("hwu64",)), *flagged)
 
-    def steering(self, name: str, sources: Sequence[str], *options: str) -> str:
+    def steering(self, name: str, sources: Sequence[str]) -> str:
         """Push the hidden state, and see what becomes of the call."""
         sizes = ("--pairs", str(self.scale.pairs), "--calls", str(self.scale.pairs))
-        chosen = (*self._profiled(name), *self._data(sources), *sizes, *options)
-        return self._shown("steer-eval", *chosen)
+        return self._shown("steer-eval", *self._profiled(name), *self._data(sources), *sizes)
 
     def sources(self) -> Mapping[str, Source]:
         """Return what gives the blocks of the page, in their order."""
@@ -152,10 +149,6 @@ class Evidence:
         return text.replace(str(self.data), "DATA").replace(str(self.work), "out/evidence")
 
 
-def _quietly(*words: str) -> None:
-    printed(lambda: toolguard.main(words, prog_name="toolguard", standalone_mode=False))
-
-
 def main(words: Sequence[str] | None = None) -> None:
     """Rewrite the page."""
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
@@ -163,14 +156,22 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--work", type=Path, default=Path("out/evidence"), help="scratch folder")
     parser.add_argument("--page", type=Path, default=PAGE, help="page with the marked blocks")
     parser.add_argument("--quick", action="store_true", help="few records: shows that it runs")
-    parser.add_argument("--only", action="append", default=[], help="a block to write, by its name")
+    parser.add_argument(
+        "--only", action="append", help="a block to write from what the scratch folder holds"
+    )
     chosen = parser.parse_args(words)
     scale = QUICK if chosen.quick else FULL
-    evidence = Evidence(data=chosen.data.resolve(), work=chosen.work, scale=scale)
+    page, work = chosen.page.resolve(), chosen.work
+    evidence = Evidence(data=chosen.data.resolve(), work=work, scale=scale)
+    sources = evidence.sources()
+    if unknown := set(chosen.only or ()) - set(sources):
+        parser.error(f"unknown block {', '.join(sorted(unknown))}; known: {', '.join(sources)}")
     with contextlib.chdir(ROOT):
-        evidence.prepare()
-        text = refresh(chosen.page.read_text("utf-8"), evidence.sources(), PLACEHOLDER, chosen.only)
-    chosen.page.write_text(text, encoding="utf-8")
+        if not chosen.only or not work.exists():
+            evidence.prepare()
+        for name in chosen.only or sources:  # one at a time: what was measured is kept
+            text = refresh(page.read_text("utf-8"), sources, PLACEHOLDER, only=(name,))
+            page.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -30,6 +30,13 @@ _IMPORTERS: dict[str, Callable[[Sequence[Path], Path], ImportReport]] = {
 }
 _COLUMNS = ("records", "calls", "no-call", "tools", "menus", "problems")
 _COLUMN_WIDTH = 9
+_OUT = click.option(
+    "--out",
+    required=True,
+    metavar="DIR",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder for records.jsonl and menus.json; must not hold them yet.",
+)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -117,13 +124,7 @@ def validate(ctx: click.Context, paths: tuple[Path, ...], json_path: str | None)
     type=click.Path(path_type=Path),
     help="Upstream file, or the folder that holds them; may be repeated.",
 )
-@click.option(
-    "--out",
-    required=True,
-    metavar="DIR",
-    type=click.Path(path_type=Path, file_okay=False),
-    help="Folder for records.jsonl and menus.json; must not hold them yet.",
-)
+@_OUT
 @json_option
 @click.pass_context
 def import_(
@@ -151,13 +152,7 @@ def import_(
 
 
 @command.command()
-@click.option(
-    "--out",
-    required=True,
-    metavar="DIR",
-    type=click.Path(path_type=Path, file_okay=False),
-    help="Folder for records.jsonl and menus.json; must not hold them yet.",
-)
+@_OUT
 @json_option
 def curated(out: Path, json_path: str | None) -> None:
     """Write the project's own 500 queries.
@@ -177,13 +172,7 @@ def curated(out: Path, json_path: str | None) -> None:
     "--model", required=True, metavar="M", help='Folder of an agent trained here, or "reference".'
 )
 @data_option()
-@click.option(
-    "--out",
-    required=True,
-    metavar="DIR",
-    type=click.Path(path_type=Path, file_okay=False),
-    help="Folder for records.jsonl and menus.json; must not hold them yet.",
-)
+@_OUT
 @json_option
 def unseen_(model: str, data: tuple[Path, ...], out: Path, json_path: str | None) -> None:
     """Write what an agent did not learn from.
