@@ -8,6 +8,8 @@ from typing import Any, TypeVar
 
 import click
 
+from toolguard.guard.errors import ConfigError
+
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 _RECORDS = "Records: a .jsonl file, or a folder with records.jsonl and menus.json; may be repeated."
@@ -89,5 +91,21 @@ def batch_tokens_option(default: int) -> Callable[[Function], Function]:
 def json_option(function: Function) -> Function:
     """Add --json PATH; the function gets it as json_path, None if it was not given."""
     return click.option(
-        "--json", "json_path", metavar="PATH", help="Write the result as JSON; - is stdout."
+        "--json",
+        "json_path",
+        metavar="PATH",
+        callback=_place_for_json,
+        help="Write the result as JSON; - is stdout.",
     )(function)
+
+
+def _place_for_json(
+    _context: click.Context, _parameter: click.Parameter, path: str | None
+) -> str | None:
+    """Return the path, if a file can lie there: to learn otherwise after an hour is too late."""
+    if path and path != "-" and not Path(path).parent.is_dir():
+        raise ConfigError(
+            f"cannot write {path}: {Path(path).parent} is no folder",
+            hint="pass --json a file in a folder that exists",
+        )
+    return path

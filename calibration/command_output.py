@@ -41,7 +41,7 @@ def progress_bar(what: str, unit: str, total: int | None = None) -> tqdm[NoRetur
 
 
 def show_result(value: Mapping[str, Any], text: str, path: str | None) -> None:
-    """Show a result: JSON where it was asked for, and the text.
+    """Show a result: the text, and JSON where it was asked for.
 
     Args:
         value: for the JSON file, if there is one.
@@ -51,9 +51,9 @@ def show_result(value: Mapping[str, Any], text: str, path: str | None) -> None:
     Raises:
         ConfigError: if the file cannot be written.
     """
+    click.echo(text, err=path == "-")
     if path:
         write_json(value, path)
-    click.echo(text, err=path == "-")
 
 
 def _finite(value: Any) -> Any:

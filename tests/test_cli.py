@@ -217,6 +217,13 @@ def test_doctor_needs_a_model():
     assert "--model" in result.stderr
 
 
+def test_a_place_for_the_json_is_looked_at_first():
+    """A --json that cannot be written is an error before the work, not after it."""
+    result = run("doctor", "--model", "./nowhere", "--json", "no/such/folder/x.json")
+    assert result.exit_code == 2
+    assert "no/such/folder is no folder" in result.stderr
+
+
 def test_doctor_refuses_a_missing_model():
     """A folder that is not there exits with 2 and a hint."""
     result = run("doctor", "--model", "./nowhere")

@@ -23,7 +23,7 @@ from toolguard.calibration.audits.text import (
     statistics_lines,
 )
 from toolguard.calibration.command_options import json_option
-from toolguard.calibration.command_output import write_json
+from toolguard.calibration.command_output import show_result, write_json
 from toolguard.guard.errors import AuditError, ConfigError
 from toolguard.guard.seal import KEY_VARIABLE, load_key
 
@@ -94,9 +94,8 @@ def list_(url: str, limit: int, json_path: str | None, **filters: Any) -> None:
     """List events, the newest first."""
     with AuditStore.open(url, create=False) as store:
         events = list(store.events(**filters, limit=limit, newest_first=True))
-    if json_path:
-        write_json({"events": [event_json(event) for event in events]}, json_path)
-    click.echo("\n".join(event_table(events)), err=json_path == "-")
+    found = {"events": [event_json(event) for event in events]}
+    show_result(found, "\n".join(event_table(events)), json_path)
 
 
 @command.command()
@@ -109,11 +108,9 @@ def show(call_id: str, url: str, json_path: str | None) -> None:
         events = list(store.events(call_id=call_id))
     if not events:
         raise AuditError(f"the audit store holds no call {call_id!r:.80}")
-    if json_path:
-        write_json({"events": [event_json(event) for event in events]}, json_path)
-    click.echo(
-        "\n".join(line for event in events for line in event_lines(event)), err=json_path == "-"
-    )
+    found = {"events": [event_json(event) for event in events]}
+    text = "\n".join(line for event in events for line in event_lines(event))
+    show_result(found, text, json_path)
 
 
 @command.command()
@@ -173,9 +170,7 @@ def verify(
     key = _key(key_file)
     with AuditStore.open(url, key=key, create=False) as store:
         report = store.verify(Anchor.parse(anchor) if anchor else None)
-    if json_path:
-        write_json(asdict(report), json_path)
-    click.echo("\n".join(report_lines(report)), err=json_path == "-")
+    show_result(asdict(report), "\n".join(report_lines(report)), json_path)
     if report.seal == "unchecked":
         click.echo(f"give the key with --key or {KEY_VARIABLE} to check the end too", err=True)
     if not report.ok:
@@ -193,9 +188,7 @@ def stats(url: str, since: datetime | None, json_path: str | None) -> None:
     """
     with AuditStore.open(url, create=False) as store:
         statistics = store.stats(since)
-    if json_path:
-        write_json(asdict(statistics), json_path)
-    click.echo("\n".join(statistics_lines(statistics)), err=json_path == "-")
+    show_result(asdict(statistics), "\n".join(statistics_lines(statistics)), json_path)
 
 
 def _export(events: Iterator[StoredEvent], out: str, form: ExportFormat) -> int:

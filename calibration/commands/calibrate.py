@@ -16,7 +16,7 @@ from toolguard.adapters.loading import LoadedModel
 from toolguard.calibration.command_data import list_left_out, open_data
 from toolguard.calibration.command_model import open_model, open_model_of
 from toolguard.calibration.command_options import batch_tokens_option, json_option, model_options
-from toolguard.calibration.command_output import progress_bar, write_json
+from toolguard.calibration.command_output import progress_bar, show_result
 from toolguard.calibration.datasets.record_choice import (
     ChosenRecords,
     choose_records,
@@ -201,20 +201,15 @@ def _calibrate(**options: Any) -> float:
     profile.save(out)
     result.tested.save(out)
     _drop_spool(run.spool, keep=options["keep_spool"])
-    _show(
-        [
-            *profile_table(profile, decision_token=_token_text(loaded, profile)),
-            *(_tier_lines(profile, policy) if policy else ()),
-            *_next(profile, out),
-        ],
-        options,
-    )
+    lines = [
+        *profile_table(profile, decision_token=_token_text(loaded, profile)),
+        *(_tier_lines(profile, policy) if policy else ()),
+        *_next(profile, out),
+    ]
+    found = profile.meta.model_dump(mode="json") | {"out": str(out)}
+    left_out = _left_out(records, result.skipped)
+    show_result({**found, **left_out}, "\n".join(lines), options["json_path"])
     _list_skipped(result.skipped)
-    if options["json_path"] is not None:
-        report = profile.meta.model_dump(mode="json")
-        write_json(
-            {**report, "out": str(out), **_left_out(records, result.skipped)}, options["json_path"]
-        )
     coverage = next(
         row["coverage"]["value"]
         for row in profile.meta.metrics["test"]["risk"]
@@ -255,18 +250,16 @@ def _add_tools(added: Path, **options: Any) -> None:
         )
     result.update.profile.save(out)
     _drop_spool(run.spool, keep=options["keep_spool"])
-    _show(_update_lines(result.update, out), options)
+    update = result.update
+    found = {
+        "out": str(out),
+        "calibrated": list(update.calibrated),
+        "uncalibrated": list(update.uncalibrated),
+        "kept": dict(update.kept),
+        **_left_out(records, result.skipped),
+    }
+    show_result(found, "\n".join(_update_lines(update, out)), options["json_path"])
     _list_skipped(result.skipped)
-    if options["json_path"] is not None:
-        update = result.update
-        report = {
-            "out": str(out),
-            "calibrated": list(update.calibrated),
-            "uncalibrated": list(update.uncalibrated),
-            "kept": dict(update.kept),
-            **_left_out(records, result.skipped),
-        }
-        write_json(report, options["json_path"])
 
 
 def _records(data: Sequence[Path], options: dict[str, Any]) -> ChosenRecords:
@@ -350,10 +343,6 @@ def _update_lines(update: ToolUpdate, out: Path) -> list[str]:
         ("saved", f"{out}; thresholds are as before: calibrate again when many tools have come"),
     )
     return [f"{label:<16} {text}" for label, text in rows if text]
-
-
-def _show(lines: Sequence[str], options: dict[str, Any]) -> None:
-    click.echo("\n".join(lines), err=options["json_path"] == "-")
 
 
 def _list_skipped(skipped: Sequence[SkippedRecord]) -> None:

@@ -21,7 +21,7 @@ from toolguard.adapters.dashboard.agent_source import load_agent
 from toolguard.adapters.dashboard.app import Dashboard, create_app
 from toolguard.adapters.dashboard.approval_desk import ApprovalDesk
 from toolguard.calibration.command_options import json_option
-from toolguard.calibration.command_output import write_json
+from toolguard.calibration.command_output import show_result
 from toolguard.guard.audit import default_logger
 from toolguard.guard.errors import ConfigError
 from toolguard.guard.profile import Profile
@@ -120,7 +120,6 @@ def _address(listening: socket.socket, host: str) -> str:
 def _tell(address: str, token: str | None, json_path: str | None) -> None:
     """Print where to look; with a token file the token stays in it."""
     url = f"{address}/login?token={token or ''}"
-    if json_path:
-        write_json({"address": address, "url": url if token else None}, json_path)
     told = url if token else f"{url}<the token in the token file>"
-    click.echo(f"The dashboard is at {told}", err=json_path == "-")
+    found = {"address": address, "url": url if token else None}
+    show_result(found, f"The dashboard is at {told}", json_path)

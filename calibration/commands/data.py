@@ -11,7 +11,7 @@ import click
 
 from toolguard.calibration.command_data import open_data
 from toolguard.calibration.command_options import data_option, json_option
-from toolguard.calibration.command_output import show_result, write_json
+from toolguard.calibration.command_output import show_result
 from toolguard.calibration.datasets.dataset import Dataset, RecordProblem, open_dataset
 from toolguard.calibration.datasets.dataset_writing import refuse_existing, write_dataset
 from toolguard.calibration.datasets.own_data import write_curated
@@ -94,20 +94,18 @@ def validate(ctx: click.Context, paths: tuple[Path, ...], json_path: str | None)
     folder that holds a records.jsonl; a menus.json beside it is read too. Exit code 1 if there is
     any problem.
     """
-    to_stderr = json_path == "-"
     dataset = open_dataset(paths)
     rows = {path: count.to_row() for path, count in _count(dataset).items()}
     problems = dataset.problems
-    click.echo("\n".join([*_table(rows), *map(str, problems)]), err=to_stderr)
-    if json_path is not None:
-        total = rows.pop("total")
-        report = {
-            "files": [{"path": path, **_snake(row)} for path, row in rows.items()],
-            "total": _snake(total),
-            "content_hash": dataset.content_hash,
-            "problems": [_problem_json(problem) for problem in problems],
-        }
-        write_json(report, json_path)
+    text = "\n".join([*_table(rows), *map(str, problems)])
+    total = rows.pop("total")
+    report = {
+        "files": [{"path": path, **_snake(row)} for path, row in rows.items()],
+        "total": _snake(total),
+        "content_hash": dataset.content_hash,
+        "problems": [_problem_json(problem) for problem in problems],
+    }
+    show_result(report, text, json_path)
     if problems:
         click.echo(f"problems: {len(problems)}", err=True)
         ctx.exit(1)
@@ -143,9 +141,7 @@ def import_(
     )
     skipped = [f"{path}: not imported, no single-call labels" for path in report.skipped]
     lines = [summary, *skipped, *map(str, report.problems)]
-    click.echo("\n".join(lines), err=json_path == "-")
-    if json_path is not None:
-        write_json(_import_json(report), json_path)
+    show_result(_import_json(report), "\n".join(lines), json_path)
     if report.problems:
         click.echo(f"problems: {len(report.problems)}", err=True)
         ctx.exit(1)
@@ -162,9 +158,7 @@ def curated(out: Path, json_path: str | None) -> None:
     """
     report = write_curated(out)
     summary = f"{report.records} records over one menu written to {report.out}"
-    click.echo(summary, err=json_path == "-")
-    if json_path is not None:
-        write_json(_import_json(report), json_path)
+    show_result(_import_json(report), summary, json_path)
 
 
 @command.command("unseen")

@@ -15,7 +15,7 @@ from toolguard.adapters.loading import LoadedModel, load_model
 from toolguard.adapters.self_check import SelfCheck, self_check
 from toolguard.adapters.wire import choose_format
 from toolguard.calibration.command_options import json_option, model_options
-from toolguard.calibration.command_output import write_json
+from toolguard.calibration.command_output import show_result
 from toolguard.guard.tools import Menu
 
 if TYPE_CHECKING:
@@ -92,10 +92,7 @@ def command(
         model, device=device, dtype=dtype, revision=revision, layers_path=layers_path
     )
     report = examine(loaded, wire_format)
-    if json_path != "-":
-        click.echo("\n".join(_lines(report)))
-    if json_path is not None:
-        write_json(report, json_path)
+    show_result(report, "\n".join(_lines(report)), json_path)
 
 
 def examine(loaded: LoadedModel, wire_format: str | None = None) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from toolguard.calibration.command_options import json_option, profile_option
-from toolguard.calibration.command_output import write_json
+from toolguard.calibration.command_output import show_result, write_json
 from toolguard.calibration.datasets.menu_file import read_menu
 from toolguard.calibration.policies.check import (
     EffectiveRule,
@@ -62,9 +62,8 @@ def check(
     menu = read_menu(tools) if tools else _profile_menu(profile)
     rules = effective_rules(policy, profile, menu)
     problems = policy_problems(policy, profile, menu)
-    click.echo("\n".join(_check_lines(policy, rules, problems)), err=json_path == "-")
-    if json_path is not None:
-        write_json(_check_json(policy, rules, problems), json_path)
+    text = "\n".join(_check_lines(policy, rules, problems))
+    show_result(_check_json(policy, rules, problems), text, json_path)
     if problems:
         click.echo(f"problems in {file}: {len(problems)}", err=True)
         ctx.exit(GATE_NOT_MET)
@@ -94,9 +93,7 @@ def replay(file: Path, url: str, folder: Path | None, json_path: str | None) -> 
     trial = PolicyReplay(Policy.load(file), Profile.load(folder) if folder else None)
     with AuditStore.open(url, create=False) as store:
         report = replay_decisions(trial, store.events(kind="decision"))
-    click.echo("\n".join(_replay_lines(report)), err=json_path == "-")
-    if json_path is not None:
-        write_json(_replay_json(report), json_path)
+    show_result(_replay_json(report), "\n".join(_replay_lines(report)), json_path)
 
 
 @command.command()

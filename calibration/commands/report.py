@@ -11,7 +11,7 @@ import click
 
 from toolguard.calibration.command_data import open_data
 from toolguard.calibration.command_options import json_option, profile_option
-from toolguard.calibration.command_output import write_json
+from toolguard.calibration.command_output import show_result
 from toolguard.calibration.report.page import ReportInput, missing_parts, report_page
 from toolguard.calibration.report.tested_calls import TestedCalls
 from toolguard.guard.errors import ConfigError
@@ -62,9 +62,7 @@ def command(
     missing = missing_parts(given)
     for words in missing:
         click.echo(f"left out: {words}", err=True)
-    if json_path:
-        write_json({"out": str(out), "missing": list(missing)}, json_path)
-    click.echo(f"saved {out}", err=json_path == "-")
+    show_result({"out": str(out), "missing": list(missing)}, f"saved {out}", json_path)
 
 
 def _read_evaluation(path: Path) -> dict[str, Any]:

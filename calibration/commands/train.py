@@ -13,7 +13,7 @@ import torch
 from toolguard.adapters.loading import load_model
 from toolguard.adapters.wire.detection import detect_format
 from toolguard.calibration.command_options import json_option
-from toolguard.calibration.command_output import write_json
+from toolguard.calibration.command_output import show_result, write_json
 from toolguard.calibration.training.agent import Looks, train_agent
 from toolguard.calibration.training.architecture import DEFAULT_SHAPE, FAMILIES, Family, Shape
 from toolguard.calibration.training.card import figure_lines, write_card
@@ -201,6 +201,4 @@ def card(
     )
     measurement = measure_agent(loaded, wire, options, partial(click.echo, err=True))
     write_card(model, loaded, wire, facts, measurement)
-    click.echo(figure_lines(measurement), err=json_path == "-")
-    if json_path:
-        write_json(measurement.to_dict(), json_path)
+    show_result(measurement.to_dict(), figure_lines(measurement), json_path)
