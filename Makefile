@@ -32,7 +32,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK ?= 1
 # An inherited path could put other code before the installed one.
 unexport PYTHONPATH
 
-.PHONY: help setup demo readme evidence test check bench wheel constraints clean
+.PHONY: help setup demo readme pictures evidence test check bench wheel constraints clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "%-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -51,10 +51,16 @@ demo: $(STAMP)  ## calibrate the bundled agent, show guarded calls, write a pict
 	env -u PYTHONSAFEPATH $(BIN)/python examples/demo.py
 
 readme: $(STAMP)  ## write real output into the marked blocks of README.md
-	env -u PYTHONSAFEPATH $(BIN)/python examples/update_readme.py
+	env -u PYTHONSAFEPATH $(BIN)/python docs/generate/update_readme.py
+
+pictures: $(STAMP)  ## take the pictures of report and dashboard in docs, after `make demo`
+	$(BIN)/toolguard report --profile out/demo/profile --evaluation out/demo/evaluation.json \
+	  --out out/demo/report.html
+	env -u PYTHONSAFEPATH $(BIN)/python docs/generate/report_picture.py
+	env -u PYTHONSAFEPATH $(BIN)/python docs/generate/dashboard_picture.py
 
 evidence: $(STAMP)  ## measure signals, guarantee, gate, corrections, steering into docs/EVIDENCE.md
-	env -u PYTHONSAFEPATH $(BIN)/python examples/update_evidence.py --data $(DATA)
+	env -u PYTHONSAFEPATH $(BIN)/python docs/generate/update_evidence.py --data $(DATA)
 
 test: $(STAMP)  ## run the whole test suite
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses $(WORKERS) --dist worksteal $(PYTEST_ARGS)

@@ -21,8 +21,12 @@ from toolguard.guard.policy import Policy
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
 # Not the decision notes, which stay as they were written, nor the agent's card, which is generated.
-PAGES = [README, ROOT / "examples" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-UPDATE = runpy.run_path(str(ROOT / "examples" / "update_readme.py"))
+PAGES = [
+    README,
+    *(ROOT / folder / "README.md" for folder in ("examples", "docs/generate")),
+    *sorted((ROOT / "docs").glob("*.md")),
+]
+UPDATE = runpy.run_path(str(ROOT / "docs" / "generate" / "update_readme.py"))
 AGENT = ROOT / "adapters" / "reference"
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)\s]+)\)")

@@ -1,7 +1,6 @@
 """The picture of the report: its head, as a browser shows it.
 
-toolguard report --profile out/demo/profile --out out/demo/report.html
-python examples/report_picture.py --page out/demo/report.html
+`make pictures` runs it.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from page_blocks import Source, command_output, command_text, refresh
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "EVIDENCE.md"
 PLACEHOLDER = "_Not measured yet; `make evidence` writes this block._"
 MODEL = ("--model", "reference")

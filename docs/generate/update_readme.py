@@ -10,18 +10,18 @@ import argparse
 import contextlib
 import json
 import re
-import runpy
 import shutil
+import subprocess
+import sys
 import tempfile
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-import demo
-from page_blocks import Source, command_output, fenced, printed, refresh
+from page_blocks import Source, command_output, fenced, refresh
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 PAGES = (ROOT / "README.md", ROOT / "docs" / "output.md")
 PICTURE = ROOT / "docs" / "margins.png"
 DEMO_OUT = Path("out/demo")
@@ -49,10 +49,21 @@ _QUERIES = {
 }
 
 
+def printed_by(name: str, *options: str) -> str:
+    """Return what an example prints; one that fails ends the program."""
+    program = ROOT / "examples" / f"{name}.py"
+    done = subprocess.run(  # noqa: S603 - the project's own example
+        [sys.executable, program, *options], stdout=subprocess.PIPE, text=True, check=False
+    )
+    if done.returncode:
+        sys.exit(f"{program} ended with {done.returncode}")
+    return done.stdout
+
+
 @cache
 def demo_sections() -> Mapping[str, str]:
     """Return what the demo prints, by the title of its section; runs it once."""
-    text = printed(lambda: demo.main([]))
+    text = printed_by("demo")
     parts = re.split(r"^== \d+\. (.+) ==$", text, flags=re.MULTILINE)
     return {title: body.strip() for title, body in zip(parts[1::2], parts[2::2], strict=True)}
 
@@ -88,9 +99,8 @@ def example(name: str, *options: str) -> Source:
         if not AGENT_NUMBERS.exists():
             return None
         demo_sections()
-        main = runpy.run_path(str(ROOT / "examples" / f"{name}.py"))["main"]
         with tempfile.TemporaryDirectory() as folder:
-            text = printed(lambda: main([word.format(folder=folder) for word in options]))
+            text = printed_by(name, *(word.format(folder=folder) for word in options))
         return fenced(text.replace(folder, "out"))
 
     return shown

@@ -1,8 +1,6 @@
 """The picture of the dashboard: an agent on the bundled model at work, and what the page shows.
 
-    python examples/dashboard_picture.py --profile out/demo/profile --data out/demo/data
-
-Every figure in the picture comes from decisions that the guard made in this run.
+`make pictures` runs it. Every figure comes from decisions that the guard made in this run.
 """
 
 from __future__ import annotations
