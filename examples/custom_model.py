@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # For an architecture that is not in the table of known ones, say where its blocks are.
     agent = GuardedAgent(model, tokenizer, guard, layers_path="model.layers")
 
-    messages = [{"role": "user", "content": "What is the weather in Lisbon right now?"}]
+    messages = [{"role": "user", "content": "What is the weather in Oslo right now?"}]
     result = agent.generate(messages, profile.meta.menu, do_sample=False)
     for judged in result.judged:
         reading = judged.decision.reading

@@ -42,7 +42,7 @@ POLICY = Policy.load(
 """`staging` denies tools that are not listed and asks a person about doubtful writes."""
 
 REQUESTS = (
-    "What is the weather in Lisbon right now?",
+    "What is the weather in Oslo right now?",
     "What do I have on the calendar on Friday?",
     "Send an email to dana@example.com saying I will be ten minutes late",
     "Run the script cleanup.py",
