@@ -129,6 +129,9 @@ def test_the_table_says_what_votes_cost(model, profile, fresh):
     assert "one more prompt, with a question at its end" in done.stdout
     assert "first_token" not in done.stdout
     assert "calls of the rarer kind are too few" in done.stdout
+    # What was not asked for is not in the table.
+    for heading in ("steering", "queries without a right call"):
+        assert heading not in done.stdout
 
 
 def test_votes_that_rank_better_are_named(result):

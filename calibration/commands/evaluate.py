@@ -125,53 +125,64 @@ def command(
 
 
 def table(result: dict[str, Any]) -> str:
-    """Return the evaluation as text a person can read."""
-    lines = [
-        f"{result['n']} calls, {result['n_wrong']} wrong",
-        f"left out: {result['leaked']} seen in calibration, {result['skipped']} skipped",
-        f"  model right        {rate_text(result['accuracy']['model'])}",
-        f"  readout right      {rate_text(result['accuracy']['readout'])}",
-        "",
-        *_vote_lines(result["signals"]),
-        "",
-        *_comparison_lines(result),
-    ]
-    risk = result["risk"]
-    threshold = (
-        "nothing is allowed"
-        if risk["threshold"] is None
-        else f"P(wrong) <= {risk['threshold']:.4f}"
+    """Return the evaluation as text a person can read; what was not measured is left out."""
+    survey = result["call_or_answer"]
+    sections = (
+        _call_lines(result),
+        _vote_lines(result["signals"]),
+        _comparison_lines(result),
+        _risk_lines(result["risk"]),
+        _steering_lines(result["steering"]),
+        _turn_lines(result["turns"]),
+        _silent_lines(result["no_call"]),
+        survey_table(survey) if survey is not None else (),
     )
-    lines += [
-        "",
-        f"risk target {risk['target']:g} at confidence {risk['confidence']:g}: {threshold}",
-        f"  allowed            {rate_text(risk['coverage'])}",
-        f"  wrong among them   {rate_text(risk['realised'])}",
-        "",
-        f"{'steering':<18}{'n':<7}{'switched':<24}whole call fits the schema",
-    ]
+    texts = ["\n".join(lines) for lines in sections]
+    return "\n\n".join(text for text in texts if text)
+
+
+def _call_lines(result: Mapping[str, Any]) -> Iterator[str]:
+    """Yield how many calls there are, and how often model and readout are right."""
+    yield f"{result['n']} calls, {result['n_wrong']} wrong"
+    yield f"left out: {result['leaked']} seen in calibration, {result['skipped']} skipped"
+    yield f"  model right        {rate_text(result['accuracy']['model'])}"
+    yield f"  readout right      {rate_text(result['accuracy']['readout'])}"
+
+
+def _risk_lines(risk: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what the profile's threshold lets through."""
+    limit = risk["threshold"]
+    told = "nothing is allowed" if limit is None else f"P(wrong) <= {limit:.4f}"
+    yield f"risk target {risk['target']:g} at confidence {risk['confidence']:g}: {told}"
+    yield f"  allowed            {rate_text(risk['coverage'])}"
+    yield f"  wrong among them   {rate_text(risk['realised'])}"
+
+
+def _steering_lines(steering: Mapping[str, Any]) -> Iterator[str]:
+    """Yield how often each method switches the tool."""
+    if not any(steering[method]["n"] for method in SECTION):
+        return
+    yield f"{'steering':<18}{'n':<7}{'switched':<24}whole call fits the schema"
     for method in SECTION:
-        found = result["steering"][method]
-        lines.append(
-            f"{method:<18}{found['n']:<7}{rate_text(found['switched']):<24}{rate_text(found['schema_valid'])}"
-        )
-    silent = result["no_call"]
-    lines += ["", *_turn_lines(result["turns"])]
-    lines += [
-        "",
-        f"queries without a right call: {silent['n']}",
-        f"  called a tool      {rate_text(silent['called'])}",
-    ]
-    if (survey := result["call_or_answer"]) is not None:
-        lines += ["", *survey_table(survey)]
-    return "\n".join(lines)
+        found = steering[method]
+        rates = f"{rate_text(found['switched']):<24}{rate_text(found['schema_valid'])}"
+        yield f"{method:<18}{found['n']:<7}{rates}"
 
 
 def _turn_lines(turns: Mapping[str, Any]) -> Iterator[str]:
     """Yield what freely written turns are where a call is right."""
+    if not turns["n"]:
+        return
     yield f"whole turns, written freely where a call is right: {turns['n']}"
     for outcome, found in turns["outcomes"].items():
         yield f"  {outcome.replace('_', ' '):<18} {rate_text(found)}"
+
+
+def _silent_lines(silent: Mapping[str, Any]) -> Iterator[str]:
+    """Yield how often the model calls a tool where none is right."""
+    if silent["n"]:
+        yield f"queries without a right call: {silent['n']}"
+        yield f"  called a tool      {rate_text(silent['called'])}"
 
 
 def _vote_lines(signals: Mapping[str, Any]) -> Iterator[str]:
