@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
-from toolguard.guard.errors import ConfigError
+from toolguard.calibration.command_output import unwritable
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -104,8 +104,5 @@ def _place_for_json(
 ) -> str | None:
     """Return the path, if a file can lie there: to learn otherwise after an hour is too late."""
     if path and path != "-" and not Path(path).parent.is_dir():
-        raise ConfigError(
-            f"cannot write {path}: {Path(path).parent} is no folder",
-            hint="pass --json a file in a folder that exists",
-        )
+        raise unwritable(path, f"{Path(path).parent} is no folder")
     return path

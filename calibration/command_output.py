@@ -29,10 +29,14 @@ def write_json(value: Mapping[str, Any], path: str) -> None:
     try:
         Path(path).write_text(f"{text}\n", encoding="utf-8")
     except OSError as error:
-        raise ConfigError(
-            f"cannot write {path}: {error.strerror}",
-            hint="pass --json a file in a folder that exists",
-        ) from error
+        raise unwritable(path, str(error.strerror)) from error
+
+
+def unwritable(path: str, why: str) -> ConfigError:
+    """Return the error of a --json that cannot be written."""
+    return ConfigError(
+        f"cannot write {path}: {why}", hint="pass --json a file in a folder that exists"
+    )
 
 
 def progress_bar(what: str, unit: str, total: int | None = None) -> tqdm[NoReturn]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
+from workloads import public_folder
 
 ROOT = Path(__file__).resolve().parents[1]
-DATA = Path(os.environ.get("TOOLGUARD_DATA") or ROOT / ".." / "shared" / "data")
+DATA = public_folder()
 
 needs_public_records = pytest.mark.skipif(
     not any(DATA.glob("*/records.jsonl")),

@@ -42,24 +42,19 @@ def refresh(
     return BLOCK.sub(written, text)
 
 
-def printed(run: Callable[[], object]) -> str:
-    """Return what `run` writes to stdout; a result other than 0, 3 or None ends the program."""
-    stream = io.StringIO()
-    with contextlib.redirect_stdout(stream):
-        code = run()
-    if code not in (None, 0, _GATE):
-        sys.exit(f"a command behind a page ended with {code}")
-    return stream.getvalue()
-
-
 def fenced(text: str) -> str:
     """Return the text as a block of code."""
     return f"```text\n{text.rstrip()}\n```"
 
 
 def command_text(*words: str) -> str:
-    """Run a command of toolguard and return what it prints."""
-    return printed(lambda: toolguard.main(words, prog_name="toolguard", standalone_mode=False))
+    """Run a command of toolguard and return what it prints; one that fails ends the program."""
+    stream = io.StringIO()
+    with contextlib.redirect_stdout(stream):
+        code = toolguard.main(words, prog_name="toolguard", standalone_mode=False)
+    if code not in (None, 0, _GATE):
+        sys.exit(f"a command behind a page ended with {code}")
+    return stream.getvalue()
 
 
 def command_output(*words: str) -> str:

@@ -6,7 +6,6 @@ It needs the folder of public records, and takes about an hour on two cores.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from page_blocks import Source, command_output, command_text, refresh
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "EVIDENCE.md"
+WORK = ROOT / "out" / "evidence"
 PLACEHOLDER = "_Not measured yet; `make evidence` writes this block._"
 MODEL = ("--model", "reference")
 LEARNED = ("snips", "clinc150", "hwu64")  # the agent learned from a part of these
@@ -153,7 +153,7 @@ def main(words: Sequence[str] | None = None) -> None:
     """Rewrite the page."""
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--data", type=Path, required=True, help="folder of the public records")
-    parser.add_argument("--work", type=Path, default=Path("out/evidence"), help="scratch folder")
+    parser.add_argument("--work", type=Path, default=WORK, help="scratch folder")
     parser.add_argument("--page", type=Path, default=PAGE, help="page with the marked blocks")
     parser.add_argument("--quick", action="store_true", help="few records: shows that it runs")
     parser.add_argument(
@@ -161,17 +161,15 @@ def main(words: Sequence[str] | None = None) -> None:
     )
     chosen = parser.parse_args(words)
     scale = QUICK if chosen.quick else FULL
-    page, work = chosen.page.resolve(), chosen.work
-    evidence = Evidence(data=chosen.data.resolve(), work=work, scale=scale)
+    evidence = Evidence(data=chosen.data.resolve(), work=chosen.work.resolve(), scale=scale)
     sources = evidence.sources()
     if unknown := set(chosen.only or ()) - set(sources):
         parser.error(f"unknown block {', '.join(sorted(unknown))}; known: {', '.join(sources)}")
-    with contextlib.chdir(ROOT):
-        if not chosen.only or not work.exists():
-            evidence.prepare()
-        for name in chosen.only or sources:  # one at a time: what was measured is kept
-            text = refresh(page.read_text("utf-8"), sources, PLACEHOLDER, only=(name,))
-            page.write_text(text, encoding="utf-8")
+    if not chosen.only or not evidence.work.exists():
+        evidence.prepare()
+    for name in chosen.only or sources:  # one at a time: what was measured is kept
+        text = refresh(chosen.page.read_text("utf-8"), sources, PLACEHOLDER, only=(name,))
+        chosen.page.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":
